@@ -1,0 +1,1 @@
+"""Rows and text: manifests, unit rows, instruction rows, corpus readers. Imports no torch."""

@@ -1,0 +1,123 @@
+"""Audio files to mono float32 waveforms at the rate that the units need, and back.
+
+Whatever libsndfile reads is accepted; channels are averaged (never laid end to end) and any rate is resampled.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechgpt.data.files import atomic_path
+
+SAMPLE_RATE = 16_000  # Hz, HuBERT's
+RECEPTIVE_FIELD = 400  # samples: the shortest waveform that has one HuBERT frame
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    seconds: float
+    sample_rate: int  # Hz
+    channels: int
+    samples: int  # by the file's header
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """Reads the header alone. Raises FileNotFoundError or ValueError naming the file."""
+    import soundfile
+
+    path = _existing(path)
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: not an audio file that libsndfile reads ({error.error_string})") from error
+    return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels, info.frames)
+
+
+def read_audio(
+    path: str | Path, sample_rate: int = SAMPLE_RATE, max_seconds: float | None = None, check: bool = True
+) -> np.ndarray:
+    """Returns the waveform (T,) float32, mono, at `sample_rate`.
+
+    Raises FileNotFoundError, or ValueError naming the file, when it is not audio, is empty, holds fewer
+    samples than its header says, is longer than `max_seconds`, or (with `check`) fails `check_waveform`.
+    """
+    import soundfile
+
+    info = probe(path)
+    if info.samples == 0:
+        raise ValueError(f"{path}: the file holds no samples")
+    if max_seconds is not None and info.seconds > max_seconds:
+        raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # T C
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: cannot be decoded ({error.error_string})") from error
+    expected = _declared_samples(path, info)
+    if len(samples) < expected:
+        raise ValueError(f"{path}: truncated, {len(samples)} samples where the header says {expected}")
+    waveform = resample(samples.mean(axis=1), rate, sample_rate)  # T
+    if check:
+        check_waveform(waveform, path)
+    return waveform
+
+
+def _declared_samples(path: str | Path, info: AudioInfo) -> int:
+    """The header's own count of samples; libsndfile silently corrects a WAV whose data chunk was cut short."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+            return info.samples
+        block_align = 0
+        while len(chunk := file.read(8)) == 8:
+            name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+            if name == b"fmt ":
+                block_align = int.from_bytes(file.read(size + size % 2)[12:14], "little")
+            elif name == b"data":
+                # Streaming writers leave 0 or the largest size: then the count is unknown, not wrong.
+                known = block_align and 0 < size < 0x7FFFF000
+                compressed = info.samples * block_align > 2 * size if block_align else True
+                return size // block_align if known and not compressed else info.samples
+            else:
+                file.seek(size + size % 2, 1)
+    return info.samples
+
+
+def resample(waveform: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """(T,) at `rate` Hz to (T',) float32 at `sample_rate` Hz."""
+    if rate == sample_rate:
+        return np.ascontiguousarray(waveform, dtype=np.float32)
+    import soxr
+
+    return soxr.resample(waveform.astype(np.float32), rate, sample_rate, quality="HQ").astype(np.float32)
+
+
+def check_waveform(waveform: np.ndarray, name: str | Path) -> None:
+    """Raises ValueError when (T,) `waveform` cannot be speech: too short, silent, or not finite."""
+    if len(waveform) < RECEPTIVE_FIELD:
+        raise ValueError(
+            f"{name}: {len(waveform)} samples at 16 kHz; the encoder needs at least {RECEPTIVE_FIELD} (25 ms)"
+        )
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{name}: sample {int(np.argmin(np.isfinite(waveform)))} is not a finite number")
+    if not waveform.any():
+        raise ValueError(f"{name}: all samples are zero")
+
+
+def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes (T,) float in [-1, 1] as 16 bit PCM WAV, atomically."""
+    import soundfile
+
+    with atomic_path(path) as part:
+        soundfile.write(str(part), np.clip(waveform, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected an audio file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    return path

@@ -1,0 +1,1 @@
+"""Speech to discrete units: encoder, codebook, deduplication, batch encoding, unit quality."""

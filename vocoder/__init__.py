@@ -1,0 +1,1 @@
+"""Discrete units to speech: the unit HiFi-GAN, its training and its batch synthesis."""
