@@ -7,7 +7,7 @@ _WHOLE = re.compile(r"<sosp>(?:<\d+>)*<eosp>")
 
 
 def units_to_text(units: Sequence[int]) -> str:
-    """[661, 987] -> "<sosp><661><987><eosp>": decimal, no spaces (FORMATS: units as text)."""
+    """[661, 987] -> "<sosp><661><987><eosp>": decimal, no spaces, as SpeechInstruct spells units."""
     return "<sosp>" + "".join(f"<{int(u)}>" for u in units) + "<eosp>"
 
 
