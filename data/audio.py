@@ -4,6 +4,7 @@ Whatever libsndfile reads is accepted; channels are averaged (never laid end to 
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,11 @@ def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int = SAMPLE_
     """Writes (T,) float in [-1, 1] as 16 bit PCM WAV, atomically."""
     import soundfile
 
+    # Encoded in memory first: on a full disk libsndfile says "System error", Python's own write says which.
+    encoded = BytesIO()
+    soundfile.write(encoded, np.clip(waveform, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
     with atomic_path(path) as part:
-        soundfile.write(str(part), np.clip(waveform, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
+        part.write_bytes(encoded.getvalue())
 
 
 def _existing(path: str | Path) -> Path:
