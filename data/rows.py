@@ -1,10 +1,13 @@
 """Typed rows, one JSON object a line: utterances (manifests) and unit rows."""
 
+import os
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 
 from speechgpt.data.files import read_jsonl, write_jsonl
+
+SPLITS = ("train", "dev", "test")
 
 
 @dataclass
@@ -24,6 +27,11 @@ class Utterance:
     def audio(self, manifest: str | Path) -> Path:
         """The audio file's path, given the manifest that holds this row."""
         return Path(manifest).parent / self.path
+
+    def check(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"row {self.id}: {self.seconds} seconds of audio")
+        check_split(self)
 
 
 @dataclass
@@ -46,53 +54,87 @@ class UnitRow:
             raise ValueError(f"row {self.id}: a duration under one frame")
         if any(a == b for a, b in zip(self.units, self.units[1:], strict=False)):
             raise ValueError(f"row {self.id}: neighbouring units are equal, expected deduplicated units")
+        check_split(self)
 
 
-def _read(kind: type, path: str | Path) -> Iterator:
-    known = {f.name for f in fields(kind)}
+def check_split(row) -> None:
+    if row.split not in SPLITS:
+        raise ValueError(f"row {row.id}: split is {row.split!r}; expected {', '.join(SPLITS)}")
+
+
+def read_rows(kind: type, path: str | Path) -> Iterator:
+    """Yields one `kind` (a dataclass) a line. Raises ValueError naming `path:line` for a broken row."""
+    known = {f.name: f.type for f in fields(kind)}
     needed = {f.name for f in fields(kind) if _required(f)}
     for number, row in read_jsonl(path):
         if missing := needed - row.keys():
             raise ValueError(f"{path}:{number}: missing {', '.join(sorted(missing))}; found {', '.join(row)}")
         if unknown := row.keys() - known:
             raise ValueError(f"{path}:{number}: unknown field {', '.join(sorted(unknown))}")
-        yield kind(**row)
+        for name, value in row.items():
+            if not _is_a(known[name], value):
+                wanted = getattr(known[name], "__name__", known[name])
+                raise ValueError(f"{path}:{number}: {name} is {str(value)[:60]!r}; expected {wanted}")
+        item = kind(**row)
+        try:
+            item.check()
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+        yield item
 
 
-def _required(f) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
+def write_rows(path: str | Path, rows: Iterable) -> int:
+    """Writes one row a line, atomically, without the fields at their default; returns the number of rows."""
 
-
-def _write(path: str | Path, rows: Iterable) -> int:
     def compact(row) -> dict:
-        blank = {f.name for f in fields(row) if not _required(f)}
-        return {k: v for k, v in asdict(row).items() if k not in blank or v not in ("", [], "train")}
+        values = ((f, getattr(row, f.name)) for f in fields(row))
+        return {f.name: value for f, value in values if _required(f) or value != _default(f)}
 
     return write_jsonl(path, (compact(row) for row in rows))
 
 
+def _is_a(wanted: type, value) -> bool:
+    if wanted == list[int]:
+        return isinstance(value, list) and all(type(u) is int for u in value)
+    if wanted is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, wanted)
+
+
+def _required(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _default(f: Field):
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
 def read_manifest(path: str | Path) -> list[Utterance]:
     """All rows of a manifest. Raises ValueError for a broken row (with its line) or a repeated id."""
-    rows = list(_read(Utterance, path))
+    rows = list(read_rows(Utterance, path))
     _unique(rows, path)
     return rows
 
 
+def path_from(manifest: str | Path, audio: str | Path) -> str:
+    """The inverse of `Utterance.audio`: `audio` as a path relative to the folder of `manifest`."""
+    # The folder is resolved, because the system follows links before it applies "..".
+    return os.path.relpath(os.path.abspath(audio), os.path.realpath(Path(manifest).parent))
+
+
 def write_manifest(path: str | Path, rows: Iterable[Utterance]) -> int:
-    return _write(path, rows)
+    return write_rows(path, rows)
 
 
 def read_units(path: str | Path) -> list[UnitRow]:
     """All unit rows of a file, checked. Raises ValueError naming the row."""
-    rows = list(_read(UnitRow, path))
-    for row in rows:
-        row.check()
+    rows = list(read_rows(UnitRow, path))
     _unique(rows, path)
     return rows
 
 
 def write_units(path: str | Path, rows: Iterable[UnitRow]) -> int:
-    return _write(path, rows)
+    return write_rows(path, rows)
 
 
 def _unique(rows: list, path: str | Path) -> None:

@@ -1,0 +1,28 @@
+"""Chances that depend on a seed and a name, and on nothing else: not on the order of rows, nor on other rows."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def draw(seed: int, *names: str) -> float:
+    """Uniform in [0, 1), the same on every machine for the same seed and names."""
+    key = "\x1f".join((str(seed), *names)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(key, digest_size=7).digest(), "big") / 2**56
+
+
+def pick(options: Sequence[T], seed: int, *names: str) -> T:
+    """One of `options`, each equally likely."""
+    return options[int(draw(seed, *names) * len(options))]
+
+
+def pick_weighted(weights: dict[T, float], seed: int, *names: str) -> T:
+    """A key of `weights`, in proportion to its weight."""
+    point = draw(seed, *names) * sum(weights.values())
+    for option, weight in weights.items():
+        if point < weight:
+            return option
+        point -= weight
+    return [option for option, weight in weights.items() if weight > 0][-1]  # rounding
