@@ -1,0 +1,151 @@
+"""Batch synthesis: lists of units to waveforms, with predicted or given durations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt.vocoder.generator import UnitVocoder
+
+BATCH_FRAMES = 6_000  # padded frames of one generator batch (two minutes at 50 Hz): bounds the memory
+BATCH_UNITS = 100_000  # padded units of one batch of the duration predictor
+
+
+class Synthesizer:
+    """Speaks deduplicated units. Every row of a batch sounds as it would alone."""
+
+    def __init__(self, vocoder: UnitVocoder):
+        self.vocoder = vocoder.eval()
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto") -> "Synthesizer":
+        return cls(UnitVocoder.load(folder, device))
+
+    @property
+    def sample_rate(self) -> int:
+        return self.vocoder.sample_rate
+
+    @property
+    def hop(self) -> int:
+        return self.vocoder.hop
+
+    @property
+    def speakers(self) -> list[str]:
+        """Names of the voices; empty for a vocoder of one voice or of speaker vectors."""
+        return list(self.vocoder.config.speakers)
+
+    def synthesize(
+        self,
+        units: Sequence[Sequence[int]],
+        durations: Sequence[Sequence[int]] | None = None,
+        speaker: "str | int | np.ndarray | None" = None,
+        duration_scale: float = 1.0,
+    ) -> list[np.ndarray]:
+        """One waveform (T,) float32 a row of `units`; T is the sum of the durations times the hop.
+
+        `durations` in frames, predicted when None; `duration_scale` above 1 speaks slower (predicted durations
+        only). `speaker` is a name, a row of the table, or a speaker vector; None is the default voice.
+        """
+        rows = [self._check(row, number) for number, row in enumerate(units)]
+        if durations is None:
+            durations = self.durations(rows, speaker, duration_scale)
+        frames = [self._expand(u, d, number) for number, (u, d) in enumerate(zip(rows, durations, strict=True))]
+        waveforms = [np.zeros(0, np.float32) for _ in rows]
+        for batch in _batches([len(f) for f in frames], BATCH_FRAMES):
+            padded, mask = _pad([frames[i] for i in batch], self.vocoder.device)  # B N
+            with torch.inference_mode():
+                sound = self.vocoder(padded, self._speaker(speaker, len(batch)), mask)  # B T
+            sound = sound.float().cpu().numpy()
+            for row, i in enumerate(batch):
+                waveforms[i] = sound[row, : len(frames[i]) * self.hop].copy()
+        return waveforms
+
+    def durations(
+        self,
+        units: Sequence[Sequence[int]],
+        speaker: "str | int | np.ndarray | None" = None,
+        duration_scale: float = 1.0,
+    ) -> list[np.ndarray]:
+        """Predicted frames of every unit: one (U,) int64 a row."""
+        if not duration_scale > 0:
+            raise ValueError(f"duration_scale is {duration_scale}, expected a number above 0")
+        rows = [self._check(row, number) for number, row in enumerate(units)]
+        result = [np.zeros(0, np.int64) for _ in rows]
+        for batch in _batches([len(r) for r in rows], BATCH_UNITS):
+            padded, mask = _pad([rows[i] for i in batch], self.vocoder.device)  # B U
+            with torch.inference_mode():
+                frames = self.vocoder.durations(padded, self._speaker(speaker, len(batch)), mask, duration_scale)
+            frames = frames.cpu().numpy()
+            for row, i in enumerate(batch):
+                result[i] = frames[row, : len(rows[i])].copy()
+        return result
+
+    def _check(self, row: Sequence[int], number: int) -> np.ndarray:
+        """A row of units as (U,) int64. Raises ValueError naming the row and the codebook's size."""
+        units = np.asarray(row, dtype=np.int64).reshape(-1)
+        size = self.vocoder.config.num_units
+        bad = units[(units < 0) | (units >= size)]
+        if len(bad):
+            raise ValueError(
+                f"unit {bad[0]} in row {number} is out of range: this vocoder's codebook has K = {size} units "
+                f"(0 to {size - 1})"
+            )
+        return units
+
+    @staticmethod
+    def _expand(units: np.ndarray, durations: Sequence[int], number: int) -> np.ndarray:
+        durations = np.asarray(durations, dtype=np.int64).reshape(-1)
+        if len(durations) != len(units):
+            raise ValueError(f"row {number}: {len(units)} units but {len(durations)} durations")
+        if len(durations) and durations.min() < 1:
+            raise ValueError(f"row {number}: a duration of {durations.min()} frames, expected at least 1")
+        return np.repeat(units, durations)  # N
+
+    def _speaker(self, speaker: "str | int | np.ndarray | None", batch: int) -> Tensor | None:
+        config, device = self.vocoder.config, self.vocoder.device
+        if config.speaker_vector_dim:
+            vector = torch.as_tensor(np.zeros(0) if speaker is None else speaker, dtype=torch.float32)
+            if vector.shape != (config.speaker_vector_dim,):
+                raise ValueError(f"this vocoder needs a speaker vector of {config.speaker_vector_dim} numbers")
+            return vector.to(device).expand(batch, -1)  # B V
+        if not config.num_speakers:
+            if speaker is not None and speaker != 0 and speaker != config.default_speaker:
+                raise ValueError(f"speaker {speaker!r} was asked for, but this vocoder has one voice")
+            return None
+        return torch.full((batch,), self.speaker_index(speaker), dtype=torch.int64, device=device)
+
+    def speaker_index(self, speaker: str | int | None) -> int:
+        """Row of the speaker table. Raises ValueError that lists the voices."""
+        config = self.vocoder.config
+        if speaker is None:
+            speaker = config.default_speaker or 0
+        if isinstance(speaker, str):
+            if speaker not in config.speakers:
+                raise ValueError(f"unknown speaker {speaker!r}; known: {', '.join(config.speakers)}")
+            return config.speakers.index(speaker)
+        if not 0 <= speaker < config.num_speakers:
+            raise ValueError(f"speaker {speaker} is out of range: this vocoder has {config.num_speakers}")
+        return int(speaker)
+
+
+def _batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices of the non-empty rows, longest first, in groups whose padded size stays within `budget`."""
+    order = sorted((i for i, n in enumerate(lengths) if n), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _pad(rows: list[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids to (B, N) int64, zero where there is none, and the mask (B, N) bool."""
+    lengths = np.array([len(r) for r in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]  # B N
+    padded = np.zeros(mask.shape, np.int64)
+    padded[mask] = np.concatenate(rows)
+    return torch.from_numpy(padded).to(device), torch.from_numpy(mask).to(device)
