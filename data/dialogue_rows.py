@@ -1,4 +1,4 @@
-"""Rows for the language model: instructions (stage 2) and chains of modality (stage 3), one JSON object a line."""
+"""Rows for the language model, one JSON object a line: instructions (stage 2), modality chains (stage 3)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class InstructRow:
     split: str = "train"
 
     def check(self) -> None:
-        """Raises ValueError when a part that the kind needs is missing, or one that it has no use for is there."""
+        """Raises ValueError when a part that the kind needs is missing, or another part is filled."""
         if self.kind not in INSTRUCT_KINDS:
             raise ValueError(f"row {self.id}: kind is {self.kind!r}; expected {', '.join(INSTRUCT_KINDS)}")
         chat = self.kind == "chat"
@@ -54,7 +54,7 @@ class ChainRow:
         return self.kind.endswith("-speech")
 
     def check(self) -> None:
-        """Raises ValueError when a part that the kind needs is missing, or one that it has no use for is there."""
+        """Raises ValueError when a part that the kind needs is missing, or another part is filled."""
         if self.kind not in CHAIN_KINDS:
             raise ValueError(f"row {self.id}: kind is {self.kind!r}; expected {', '.join(CHAIN_KINDS)}")
         _check_parts(self, {"question": True, "answer": True})

@@ -1,4 +1,4 @@
-"""Chances that depend on a seed and a name, and on nothing else: not on the order of rows, nor on other rows."""
+"""Chances that depend on a seed and a name alone: not on the order of rows, nor on other rows."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

@@ -40,7 +40,5 @@ def read_questions(path: str | Path) -> list[Question]:
         seen.add(row.id)
         rows.append(row)
     if not rows:
-        raise ValueError(
-            f'{path}: no questions; expected lines of {{"id": ..., "question": ..., "answer": ...}}'
-        )
+        raise ValueError(f'{path}: no questions; expected lines of {{"id", "question", "answer"}}')
     return rows

@@ -25,10 +25,8 @@ class Rejects:
     def add(self, name: str, reason: str) -> None:
         self.rows.append({"id": name, "reason": reason})
         if len(self.rows) > self.max_bad:
-            tolerance = f"; {self.max_bad} are tolerated (--max-bad), the others are in {self.path}"
-            raise ValueError(
-                f"{name}: {reason}{tolerance if self.max_bad else ' (--max-bad N tolerates N such)'}"
-            )
+            hint = f"; {self.max_bad} are tolerated (--max-bad), the others are in {self.path}"
+            raise ValueError(f"{name}: {reason}{hint if self.max_bad else ' (--max-bad N tolerates N such)'}")
 
     def __len__(self) -> int:
         return len(self.rows)
