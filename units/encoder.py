@@ -1,0 +1,306 @@
+"""Speech to features: a HuBERT in Hugging Face layout, cut at the wanted layer, the same in any batch."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from speechgpt.data.files import atomic_path, write_json
+from speechgpt.units.encoder_files import (
+    CONFIG_FILE,
+    ENCODER_FILE,
+    ENCODER_FORMAT,
+    WEIGHTS_FILE,
+    load_weights,
+    read_configs,
+    read_weights,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import HubertConfig, HubertModel
+
+NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
+# What changes the features and cannot be read off the weights' shapes.
+_FINGERPRINTED = (
+    "conv_kernel",
+    "conv_stride",
+    "do_stable_layer_norm",
+    "feat_extract_activation",
+    "feat_extract_norm",
+    "feat_proj_layer_norm",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_conv_pos_embedding_groups",
+    "num_conv_pos_embeddings",
+)
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The word auto is the first CUDA device if there is one, else the CPU."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
+    return torch.device(device)
+
+
+class Encoder(nn.Module):
+    """Waveforms (B, T) at `sample_rate` to features (B, N, D), one frame each `hop` samples."""
+
+    def __init__(
+        self,
+        config: HubertConfig,
+        normalize: bool = False,
+        sample_rate: int = 16_000,
+        provenance: dict | None = None,
+    ) -> None:
+        super().__init__()
+        config._attn_implementation = "sdpa"
+        self.config = config
+        self.model = HubertModel(config)
+        self.normalize = normalize  # the waveform is brought to mean 0 and variance 1 over its whole length
+        self.sample_rate = sample_rate  # Hz
+        self.provenance = provenance or {}
+        self.derived_from = ""  # fingerprint of the encoder that this one is a rounded or shortened copy of
+        self._fingerprint = ""
+
+    @classmethod
+    def create(
+        cls, architecture: dict, normalize: bool, seed: int, provenance: dict | None = None
+    ) -> "Encoder":
+        """A new encoder with random weights; `architecture` holds fields of `HubertConfig`."""
+        known = HubertConfig().to_dict().keys()
+        if unknown := architecture.keys() - known:
+            raise ValueError(
+                f"unknown architecture setting {', '.join(sorted(unknown))}; "
+                f"known: {', '.join(sorted(known))}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(HubertConfig(**architecture), normalize, provenance=provenance)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+    ) -> "Encoder":
+        """Reads a Hugging Face folder: config.json, model.safetensors and, where it is ours, encoder.json."""
+        path = Path(path)
+        config, extra = read_configs(path)
+        weights = read_weights(path)
+        encoder = cls(config, extra["normalize"], extra["sample_rate"], extra.get("provenance"))
+        encoder.derived_from = extra.get("derived_from", "")
+        load_weights(encoder.model, weights, path)
+        encoder._fingerprint = encoder.compute_fingerprint()
+        return encoder.to(choose_device(device), dtype).eval()
+
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, layers: int | None = None) -> None:
+        """Writes the folder that `load` reads; a copy of other dtype or fewer layers names its original."""
+        copy, path = self, Path(path)
+        if dtype not in (None, torch.float32) or layers not in (None, self.num_layers):
+            copy = self._derived(dtype, layers or self.num_layers)
+        path.mkdir(parents=True, exist_ok=True)
+        weights = {k: v.detach().cpu().contiguous() for k, v in copy.model.state_dict().items()}
+        if dtype is not None:
+            weights = {k: v.to(dtype) for k, v in weights.items()}
+        with atomic_path(path / WEIGHTS_FILE) as part:
+            save_file(weights, str(part), metadata={"format": "pt"})
+        write_json(path / CONFIG_FILE, json.loads(copy.config.to_json_string()))
+        extra = {
+            "format": ENCODER_FORMAT,
+            "normalize": self.normalize,
+            "sample_rate": self.sample_rate,
+            "fingerprint": copy.compute_fingerprint(),
+            "provenance": self.provenance,
+        }
+        if copy.derived_from:
+            extra["derived_from"] = copy.derived_from
+        write_json(path / ENCODER_FILE, extra)
+
+    def _derived(self, dtype: torch.dtype | None, layers: int) -> "Encoder":
+        if not 1 <= layers <= self.num_layers:
+            raise ValueError(f"layers {layers}: the encoder has layers 1 to {self.num_layers}")
+        config = HubertConfig(**{**self.config.to_dict(), "num_hidden_layers": layers})
+        copy = Encoder(config, self.normalize, self.sample_rate, self.provenance)
+        kept = copy.model.state_dict().keys()
+        weights = {k: v.detach().cpu() for k, v in self.model.state_dict().items() if k in kept}
+        copy.model.load_state_dict({k: v.to(dtype or v.dtype).float() for k, v in weights.items()})
+        copy.derived_from = self.derived_from or self.fingerprint
+        return copy
+
+    @property
+    def hop(self) -> int:
+        """Samples between two frames."""
+        return math.prod(self.config.conv_stride)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees through the convolutions: the shortest waveform that has a frame."""
+        field = 1
+        for kernel, stride in reversed(self._convolutions()):
+            field = (field - 1) * stride + kernel
+        return field
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def width(self) -> int:
+        """D, the features' width."""
+        return self.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.feature_projection.projection.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.feature_projection.projection.weight.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the float32 weights and the settings that change features, for any layer."""
+        if not self._fingerprint or self.training:
+            self._fingerprint = self.compute_fingerprint()
+        return self._fingerprint
+
+    def compute_fingerprint(self) -> str:
+        settings = {name: getattr(self.config, name) for name in _FINGERPRINTED}
+        settings |= {"normalize": self.normalize, "sample_rate": self.sample_rate}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            if name != "masked_spec_embed":
+                digest.update(f"{name}{tuple(value.shape)}".encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _convolutions(self) -> list[tuple[int, int]]:
+        return list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))
+
+    def frames(self, samples: int | Tensor) -> int | Tensor:
+        """Frames N of a waveform of `samples` samples (an int, or a tensor of them): (T - 400) // 320 + 1."""
+        for kernel, stride in self._convolutions():
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def check_layer(self, layer: int) -> None:
+        if not 1 <= layer <= self.num_layers:
+            raise ValueError(f"layer {layer}: this encoder has layers 1 to {self.num_layers}")
+
+    def forward(
+        self,
+        waveforms: Tensor,
+        lengths: Tensor | None = None,
+        layers: Sequence[int] = (),
+        mask: Tensor | None = None,
+        statistics: tuple[Tensor, Tensor] | None = None,
+        feature_grad_mult: float = 1.0,
+    ) -> list[Tensor]:
+        """Waveforms (B, T), normalised where `normalize` says so, to features (B, N, D) of each of `layers`.
+
+        lengths (B,) int64: valid samples a row, all T when None. mask (B, N) bool: frames that the
+        transformer sees as the learned mask. statistics: mean and variance (C,) of the first group norm,
+        for windows of one long file. Layers count from 1, rising; the default is the last, and no layer
+        beyond the last one asked for is computed.
+        """
+        layers = tuple(layers) or (self.num_layers,)
+        hidden = self.convolve(waveforms, lengths, statistics)  # B N C
+        if feature_grad_mult != 1.0:  # same values, smaller gradient
+            hidden = hidden * feature_grad_mult + hidden.detach() * (1 - feature_grad_mult)
+        hidden = self.model.feature_projection(hidden)  # B N D
+        if mask is not None:
+            hidden = torch.where(mask[..., None], self.model.masked_spec_embed.to(hidden.dtype), hidden)
+        attention = None
+        if lengths is not None:
+            valid = torch.arange(hidden.shape[1], device=hidden.device) < self.frames(lengths)[:, None]  # B N
+            hidden = hidden * valid[..., None]
+            attention = valid[:, None, None, :].expand(-1, 1, hidden.shape[1], -1)  # B 1 N N
+        return self._transform(hidden, attention, layers)
+
+    def _transform(self, hidden: Tensor, attention: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
+        """Projected features (B, N, D), zero where padded, through the layers to the last one asked for."""
+        transformer = self.model.encoder
+        hidden = hidden + transformer.pos_conv_embed(hidden)
+        if not self.config.do_stable_layer_norm:
+            hidden = transformer.layer_norm(hidden)
+        hidden = transformer.dropout(hidden)
+        found = []
+        for number, layer in enumerate(transformer.layers[: layers[-1]], 1):
+            output = layer(hidden, attention_mask=attention)
+            if self.training and self.config.layerdrop > 0:
+                # Chosen on the device: no wait for the host, and every rank keeps the same graph.
+                keep = torch.rand((), device=hidden.device) >= self.config.layerdrop
+                output = torch.where(keep, output, hidden)
+            hidden = output
+            if number in layers:
+                found.append(hidden)
+        return found
+
+    def convolve(
+        self, waveforms: Tensor, lengths: Tensor | None, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """(B, T) to (B, N, C). Frames past a row's end hold anything; valid frames see valid samples."""
+        hidden = waveforms[:, None]  # B 1 T
+        for number, layer in enumerate(self.model.feature_extractor.conv_layers):
+            if number == 0 and self.config.feat_extract_norm == "group":
+                hidden = self._first_group_norm(layer, layer.conv(hidden), lengths, statistics)
+            else:
+                hidden = layer(hidden)
+        return hidden.transpose(1, 2)  # B N C
+
+    def _first_group_norm(
+        self,
+        layer: nn.Module,
+        hidden: Tensor,
+        lengths: Tensor | None,
+        statistics: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The norm runs over time, where padding would change every frame: only valid positions count."""
+        norm, dtype = layer.layer_norm, hidden.dtype
+        hidden = hidden.float()  # B C M
+        if statistics is not None:
+            mean, variance = (s.to(hidden)[None, :, None] for s in statistics)
+        elif lengths is None:
+            mean = hidden.mean(-1, keepdim=True)
+            variance = hidden.var(-1, unbiased=False, keepdim=True)
+        else:
+            kernel, stride = self._convolutions()[0]
+            count = (lengths - kernel) // stride + 1  # B
+            valid = (torch.arange(hidden.shape[-1], device=hidden.device) < count[:, None])[:, None]  # B 1 M
+            count = count[:, None, None]
+            mean = (hidden * valid).sum(-1, keepdim=True) / count
+            variance = ((hidden - mean).square() * valid).sum(-1, keepdim=True) / count
+        scale = torch.rsqrt(variance + norm.eps) * norm.weight[None, :, None]  # B C 1
+        return layer.activation(((hidden - mean) * scale + norm.bias[None, :, None]).to(dtype))
+
+    @torch.no_grad()
+    def features(self, waveforms: Sequence[np.ndarray | Tensor], layer: int) -> list[Tensor]:
+        """Waveforms (T,) of any lengths to features (N, D) float32 of `layer`, the same in any batch."""
+        self.check_layer(layer)
+        if not len(waveforms):
+            return []
+        batch, lengths = self.pad(waveforms)  # B T, B
+        whole = all(len(w) == batch.shape[1] for w in waveforms)
+        (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
+        return [row[: self.frames(len(w))].float() for row, w in zip(hidden, waveforms, strict=True)]
+
+    def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
+        """Waveforms (T,) to one normalised batch (B, T) on the device, and lengths (B,) in samples."""
+        batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
+        for number, waveform in enumerate(waveforms):
+            if len(waveform) < self.receptive_field:
+                raise ValueError(
+                    f"waveform {number} of the batch: {len(waveform)} samples; the encoder needs at least "
+                    f"{self.receptive_field} ({1000 * self.receptive_field / self.sample_rate:.0f} ms)"
+                )
+            row = torch.as_tensor(waveform, dtype=torch.float32)
+            if self.normalize:
+                row = functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS)
+            batch[number, : len(row)] = row
+        lengths = torch.tensor([len(w) for w in waveforms])
+        return batch.to(self.device, self.dtype, non_blocking=True), lengths.to(self.device)
