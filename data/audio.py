@@ -13,6 +13,7 @@ from speechgpt.data.files import atomic_path
 
 SAMPLE_RATE = 16_000  # Hz, HuBERT's
 RECEPTIVE_FIELD = 400  # samples: the shortest waveform that has one HuBERT frame
+SCAN_BLOCK = 1 << 20  # samples of a long file that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,32 @@ def read_audio(
     if check:
         check_waveform(waveform, path)
     return waveform
+
+
+def scan_audio(path: str | Path) -> AudioInfo:
+    """Checks a file of any length in bounded memory; raises what `read_audio` raises, and returns its header."""
+    import soundfile
+
+    info = probe(path)
+    if info.samples == 0:
+        raise ValueError(f"{path}: the file holds no samples")
+    found, heard = 0, False
+    try:
+        with soundfile.SoundFile(str(path)) as source:
+            for block in source.blocks(SCAN_BLOCK, dtype="float32", always_2d=True):
+                mono = block.mean(axis=1)  # C -> T
+                if not np.isfinite(mono).all():
+                    where = found + int(np.argmin(np.isfinite(mono)))
+                    raise ValueError(f"{path}: sample {where} is not a finite number")
+                found, heard = found + len(mono), heard or bool(mono.any())
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: cannot be decoded ({error.error_string})") from error
+    expected = _declared_samples(path, info)
+    if found < expected:
+        raise ValueError(f"{path}: truncated, {found} samples where the header says {expected}")
+    if not heard:
+        raise ValueError(f"{path}: all samples are zero")
+    return info
 
 
 def _declared_samples(path: str | Path, info: AudioInfo) -> int:
