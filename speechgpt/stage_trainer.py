@@ -1,0 +1,275 @@
+"""The transformers Trainer with what the stages need besides: batches of like length, a schedule that can
+follow the clock, a stop before an update that is not finite, exact dev loss, and whole checkpoints.
+"""
+
+import math
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from speechgpt.batches import IGNORED, BatchLoader, LengthBatches, TokenRows, collate
+from speechgpt.data.files import write_json
+from speechgpt.stages import StageConfig
+from speechgpt.vocabulary import Vocabulary
+
+MAX_PERPLEXITY = 1e9  # shown instead of infinity, which JSON lacks
+
+
+class StageTrainer(Trainer):
+    """Trains one stage. `seconds` is the time that the run has trained before this start."""
+
+    def __init__(
+        self,
+        model,
+        args: TrainingArguments,
+        config: StageConfig,
+        vocabulary: Vocabulary,
+        train: TokenRows,
+        dev: TokenRows | None,
+        seconds: float = 0.0,
+    ):
+        self.stage = config
+        self.vocabulary = vocabulary
+        self.clock = Clock(seconds)
+        self.progress = 0.0  # of the time budget, 0 to 1, the same in every process
+        self.step_loss: torch.Tensor | None = None  # sum over the micro-batches of this step
+        self.step_norm: torch.Tensor | float | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=partial(collate, pad_id=vocabulary.pad_id),
+            train_dataset=train,
+            eval_dataset=dev,
+            callbacks=[Guard(self), Checkpoints(self), Progress()],
+        )
+        self.remove_callback(PrinterCallback)  # prints dicts to standard output
+
+    def get_train_dataloader(self) -> BatchLoader:
+        # Every process draws its own share of the same plan, so accelerate has nothing to split.
+        return self._loader(self.train_dataset, self.args.per_device_train_batch_size, shuffle=True)
+
+    def _loader(self, rows: TokenRows, per_batch: int, shuffle: bool) -> BatchLoader:
+        batches = LengthBatches(
+            rows.lengths,
+            rows=per_batch,
+            tokens=self.stage.batch_tokens,
+            seed=self.stage.seed,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+            shuffle=shuffle,
+        )
+        workers = self.args.dataloader_num_workers
+        return BatchLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            persistent_workers=False,  # they would keep the first epoch's order
+            prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if workers else None,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+        )
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """With a time budget the schedule follows whichever is further on, the steps or the clock."""
+        if not self.stage.max_minutes:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            warm_share = self.args.warmup_steps if self.args.warmup_steps < 1 else 0.0
+            shape = decay_shape(str(self.args.lr_scheduler_type.value))
+
+            def factor(step: int) -> float:
+                done = max(step / num_training_steps, self.progress)
+                warm = done / warm_share if warm_share else (step + 1) / max(1, warmup)
+                return min(1.0, warm) * shape(done) if warm_share or warmup else shape(done)
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_loss = loss if self.step_loss is None else self.step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        self.step_norm = super()._get_grad_norm(model, grad_norm)
+        return self.step_norm
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Dev loss a supervised token, exact over all processes, and perplexities of units and of text."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None:
+            raise ValueError("there are no dev rows to evaluate on: give --dev, or rows of the split dev")
+        sums = self._dev_sums(rows)
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in dev_metrics(sums, rows.kinds).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _dev_sums(self, rows: TokenRows) -> np.ndarray:
+        """(kinds, 2, 2): loss and tokens, of text and of units, for each kind of row."""
+        device = self.args.device
+        loader = self._loader(rows, self.args.per_device_eval_batch_size, shuffle=False)
+        plan, world, rank = loader.batch_sampler, self.args.world_size, self.args.process_index
+        row_lists = list(plan)
+        total = len(plan.plan())
+        sums = torch.zeros(len(rows.kinds) * 2, 2, dtype=torch.float64, device=device)
+        first, last = self.vocabulary.base_size, self.vocabulary.base_size + self.vocabulary.num_units
+        self.model.eval()
+        for step, (batch, numbers) in enumerate(zip(loader, row_lists, strict=True)):
+            ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)[:, 1:]
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]  # B L-1 V
+            losses = F.cross_entropy(
+                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+            )  # B*(L-1)
+            if step * world + rank >= total:  # a batch dealt twice, so that all processes have as many
+                continue
+            kinds = torch.from_numpy(rows.kind[numbers].astype(np.int64)).to(device)[:, None]  # B 1
+            is_unit = (labels >= first) & (labels < last)  # B L-1
+            cell = (kinds * 2 + is_unit).flatten()
+            counted = (labels != IGNORED).flatten()
+            sums[:, 0].index_add_(0, cell, losses.double() * counted)
+            sums[:, 1].index_add_(0, cell, counted.double())
+        if world > 1:
+            dist.all_reduce(sums)
+        return sums.view(len(rows.kinds), 2, 2).cpu().numpy()
+
+
+def dev_metrics(sums: np.ndarray, kinds: tuple[str, ...]) -> dict[str, float]:
+    """From (kinds, 2, 2) sums: the loss, perplexities of text and units, and the loss of each kind of row."""
+
+    def mean(cells: np.ndarray) -> float:
+        loss, tokens = cells.reshape(-1, 2).sum(axis=0)
+        return float(loss / tokens)
+
+    def perplexity(cells: np.ndarray) -> float:
+        return min(MAX_PERPLEXITY, math.exp(min(50.0, mean(cells))))
+
+    metrics = {"loss": mean(sums)}
+    for name, part in (("text_perplexity", sums[:, 0]), ("unit_perplexity", sums[:, 1])):
+        if part[:, 1].sum():
+            metrics[name] = perplexity(part)
+    for kind, part in zip(kinds, sums, strict=True):
+        if part[:, 1].sum():
+            metrics[f"loss_{kind}"] = mean(part)
+    metrics["tokens"] = float(sums[:, :, 1].sum())
+    return metrics
+
+
+def decay_shape(name: str):
+    """Share of the learning rate that is left when `done` (0 to 1) of the run is over."""
+    shapes = {
+        "linear": lambda done: max(0.0, 1 - done),
+        "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+        "constant": lambda done: 1.0,
+        "constant_with_warmup": lambda done: 1.0,
+    }
+    if name not in shapes:
+        raise ValueError(f"lr_scheduler_type {name} has no form for max_minutes; known: {', '.join(shapes)}")
+    return shapes[name]
+
+
+class Clock:
+    """Seconds of training, over all starts of a run."""
+
+    def __init__(self, before: float):
+        self.before = before
+        self.started: float | None = None
+
+    def start(self) -> None:
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + (time.monotonic() - self.started if self.started is not None else 0.0)
+
+
+class Guard(TrainerCallback):
+    """Before each update: stops if loss or gradient are not finite, and agrees on the time used up."""
+
+    def __init__(self, trainer: StageTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.trainer.clock.start()
+
+    def on_pre_optimizer_step(self, args, state, control, **_) -> None:
+        trainer = self.trainer
+        loss, norm = trainer.step_loss, trainer.step_norm
+        trainer.step_loss = None
+        report = torch.zeros(2, dtype=torch.float64, device=args.device)  # processes in trouble, seconds
+        report[0] = ~torch.isfinite(loss).all()
+        if norm is not None and trainer.accelerator.scaler is None:  # a scaler skips such steps by itself
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
+            report[0] += ~torch.isfinite(norm.to(args.device)).all()
+        if args.process_index == 0:
+            report[1] = trainer.clock.seconds
+        if args.world_size > 1:
+            dist.all_reduce(report)
+        trouble, seconds = report.tolist()
+        if trouble:
+            raise ValueError(
+                f"step {state.global_step + 1}: the loss is {float(loss)}, the gradient norm {float(norm)}; "
+                "stopped before the update. Look at the rows or lower trainer.learning_rate; "
+                "the same command goes on from the last checkpoint"
+            )
+        if trainer.stage.max_minutes:
+            trainer.progress = min(1.0, seconds / (60 * trainer.stage.max_minutes))
+
+    def on_step_end(self, args, state, control, **_):
+        if self.trainer.progress >= 1:
+            control.should_training_stop = True
+        return control
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole once every process has written its part."""
+
+    def __init__(self, trainer: StageTrainer):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **_) -> None:
+        if args.world_size > 1:
+            dist.barrier()
+        if args.process_index == 0:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(
+                folder / "complete.json", {"step": state.global_step, "seconds": self.trainer.clock.seconds}
+            )
+
+
+class Progress(TrainerCallback):
+    """A progress bar and one line a log entry, on standard error, from the first process."""
+
+    def __init__(self):
+        self.bar: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="steps", disable=None)
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in logs.items() if isinstance(v, int | float))
+            tqdm.write(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

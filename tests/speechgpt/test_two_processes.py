@@ -1,0 +1,63 @@
+"""Each stage in two processes under torchrun ends like one process that accumulates the same batches."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import torch
+
+from speechgpt.train import main
+
+_spec = spec_from_file_location("train_tests", Path(__file__).with_name("test_train.py"))
+_train_tests = module_from_spec(_spec)
+_spec.loader.exec_module(_train_tests)
+world, write_stage, command, weights = (
+    getattr(_train_tests, name) for name in ("world", "write_stage", "command", "weights")
+)
+
+STAGES = {
+    1: ("units.jsonl", {"max_length": 16}),
+    2: ("instruct.jsonl", {"batch_tokens": 48}),
+    3: ("chain.jsonl", {"lora": {"r": 2, "alpha": 4, "dropout": 0.0}, "max_length": 128}),
+}
+DRIVER = """
+import json, sys
+from speechgpt.train import main
+for argv in json.load(open(sys.argv[1])):
+    assert main(argv) == 0
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(world, tmp_path):
+    jobs = []
+    for stage, (data, settings) in STAGES.items():
+        for name, accumulated in (("one", 2), ("two", 1)):
+            trainer = {"gradient_accumulation_steps": accumulated, "max_steps": 4, "save_steps": 2}
+            trainer["per_device_train_batch_size"] = 2  # all steps fall into the first epoch
+            config = write_stage(tmp_path / f"{stage}{name}.yaml", stage=stage, trainer=trainer, **settings)
+            argv = command(world, config, tmp_path / f"out{stage}{name}", data)
+            if name == "one":
+                assert main(argv) == 0
+            else:
+                jobs.append(argv)
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    (tmp_path / "driver.py").write_text(DRIVER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ran = subprocess.run(
+        [*torchrun, str(tmp_path / "driver.py"), str(tmp_path / "jobs.json")],
+        capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for stage in STAGES:
+        one, two = (tmp_path / f"out{stage}{name}" for name in ("one", "two"))
+        done = json.loads((two / "done.json").read_text())
+        assert done["processes"] == 2 and done["steps"] == 4 and done["epochs"] <= 1
+        assert done["dev"] == pytest.approx(json.loads((one / "done.json").read_text())["dev"], rel=1e-3)
+        expected, found = weights(one), weights(two)
+        for name in expected:
+            assert torch.allclose(expected[name], found[name], atol=2e-4), (stage, name)
