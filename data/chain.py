@@ -16,7 +16,7 @@ from pathlib import Path
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, ChainRow, write_chain
 from speechgpt.data.draws import pick, pick_weighted
 from speechgpt.data.published import write_published
-from speechgpt.data.questions import Question, read_questions
+from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import SPLITS, UnitRow, read_units
 from speechgpt.data.splits import text_key
@@ -36,7 +36,7 @@ class ChainPlan:
     max_units: int = 0  # of a question or an answer; longer ones are rejected; 0: no limit
     answer_voice: str = ""  # VOICE of the answers; empty: drawn from those there are
 
-    def too_long(self, question: Question) -> bool:
+    def too_long(self, question: QuestionAnswer) -> bool:
         return 0 < self.max_answer_words < len(question.answer.split())
 
 
@@ -59,7 +59,7 @@ class Recordings:
 
 
 def build_rows(
-    questions: Iterable[Question],
+    questions: Iterable[QuestionAnswer],
     recordings: Recordings,
     plan: ChainPlan,
     rejects: Rejects,
@@ -83,14 +83,14 @@ def build_rows(
                     yield row
 
 
-def _kinds(question: Question, voice: str, plan: ChainPlan) -> list[str]:
+def _kinds(question: QuestionAnswer, voice: str, plan: ChainPlan) -> list[str]:
     if plan.every_kind:
         return [kind for kind, weight in plan.proportions.items() if weight > 0]
     return [pick_weighted(plan.proportions, plan.seed, "kind", question.id, voice)]
 
 
 def _chain(
-    question: Question,
+    question: QuestionAnswer,
     voice: str,
     asked: UnitRow | None,
     kind: str,
@@ -116,12 +116,12 @@ def _chain(
     return row
 
 
-def _split(question: Question, asked: UnitRow | None) -> str:
+def _split(question: QuestionAnswer, asked: UnitRow | None) -> str:
     """Of the question's split and its recording's, the one that is held back more, so that nothing leaks."""
     return max(question.split or "train", asked.split if asked else "train", key=SPLITS.index)
 
 
-def _asked(question: Question, asked: UnitRow | None, plan: ChainPlan) -> list[int]:
+def _asked(question: QuestionAnswer, asked: UnitRow | None, plan: ChainPlan) -> list[int]:
     if asked is None:
         name = question.question_id or question.id
         raise ValueError(f"nobody asks it: there is no unit row {name}.q, {name}.q.VOICE or {name}")
@@ -131,7 +131,7 @@ def _asked(question: Question, asked: UnitRow | None, plan: ChainPlan) -> list[i
 
 
 def _answered(
-    question: Question, voice: str, plan: ChainPlan, recordings: Recordings, speak: Speak | None
+    question: QuestionAnswer, voice: str, plan: ChainPlan, recordings: Recordings, speak: Speak | None
 ) -> tuple[str, list[int]]:
     """(voice, units) of the answer."""
     if speak is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from speechgpt.data.dialogue_rows import InstructRow, write_instruct
 from speechgpt.data.draws import draw, pick
 from speechgpt.data.published import INPUT, write_published, write_unit_lines
-from speechgpt.data.questions import Question, read_questions
+from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import SPLITS, UnitRow, read_units
 
@@ -76,7 +76,7 @@ def _unusable(row: UnitRow, max_units: int) -> str:
     return ""
 
 
-def chat_rows(questions: Iterable[Question]) -> Iterator[InstructRow]:
+def chat_rows(questions: Iterable[QuestionAnswer]) -> Iterator[InstructRow]:
     """Plain text chats: a question and its answer, no speech."""
     for row in questions:
         split = row.split or "train"

@@ -1,0 +1,46 @@
+"""Question-answer files: JSON lines that say what is asked and what is to be answered, both as text."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from speechgpt.data.files import read_jsonl
+from speechgpt.data.rows import SPLITS
+
+
+@dataclass
+class QuestionAnswer:
+    """One row. Further fields in the file are left alone: corpus makers keep their own notes there."""
+
+    id: str
+    question: str
+    answer: str
+    split: str = ""  # empty: that of the recording of the question, else train
+    question_id: str = ""  # which recordings ask it; empty: the row's id
+    answer_id: str = ""  # which recordings say its answer (questions may share one); empty: the row's id
+
+
+def read_questions(path: str | Path) -> list[QuestionAnswer]:
+    """All rows. Raises ValueError naming `path:line`. Rows without an id get `{file name}-{line}`."""
+    known = [f.name for f in fields(Question)]
+    rows, seen = [], set()
+    for number, found in read_jsonl(path):
+        where = f"{path}:{number}"
+        given = {name: found[name] for name in known if name in found}
+        for name, value in given.items():
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: {name} is {value!r}; expected text")
+        row = QuestionAnswer(
+            **{"id": f"{Path(path).stem}-{number:06d}", "question": "", "answer": "", **given}
+        )
+        for name in ("id", "question", "answer"):
+            if not getattr(row, name).strip():
+                raise ValueError(f"{where}: {name} is missing or blank; found {', '.join(found)}")
+        if row.split and row.split not in SPLITS:
+            raise ValueError(f"{where}: split is {row.split!r}; expected {', '.join(SPLITS)}")
+        if row.id in seen:
+            raise ValueError(f"{where}: id {row.id!r} appears twice")
+        seen.add(row.id)
+        rows.append(row)
+    if not rows:
+        raise ValueError(f'{path}: no rows; expected lines of {{"id", "question", "answer"}}')
+    return rows
