@@ -1,44 +1,198 @@
-"""Question-answer files: JSON lines that say what is asked and what is to be answered, both as text."""
+"""Questions with their answers, as text: orders, digits, sums, repeating, small talk, and what is unknown.
 
-from dataclasses import dataclass, fields
+Each function yields `Question`s. The editable files are qa/smalltalk.jsonl and qa/unknown.txt.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from speechgpt.data import coffee
 from speechgpt.data.files import read_jsonl
-from speechgpt.data.rows import SPLITS
+from speechgpt.data.sentences import SentenceMaker, digit_string
+from speechgpt.data.text_normal import ONES, normalise, number_words
+
+QA = Path(__file__).with_name("qa")
+UNKNOWN_ANSWER = "i did not understand please say it again"
+SUM_WORDINGS = (
+    "what is {}",
+    "what's {}",
+    "how much is {}",
+    "{}",
+    "tell me what {} is",
+    "calculate {}",
+    "can you tell me what {} is",
+    "please work out {}",
+)
+REPEAT_WORDINGS = ("repeat after me {}", "say after me {}", "please repeat {}", "please say {}", "repeat {}")
+LARGEST_SUM = 20
+MAX_ANSWER_WORDS = 20
 
 
-@dataclass
+@dataclass(frozen=True)
 class Question:
-    """One row. Further fields in the file are left alone: corpus makers keep their own notes there."""
-
     id: str
     question: str
     answer: str
-    split: str = ""  # empty: that of the recording of the question, else train
-    question_id: str = ""  # which recordings ask it; empty: the row's id
-    answer_id: str = ""  # which recordings say its answer (questions may share one); empty: the row's id
+    split: str
+
+    @property
+    def answer_id(self) -> str:
+        """The same for equal answers, so that each is spoken once."""
+        return "answer." + hashlib.blake2b(self.answer.encode(), digest_size=6).hexdigest()
+
+    def row(self) -> dict:
+        return {
+            "id": self.id,
+            "question": self.question,
+            "answer": self.answer,
+            "answer_id": self.answer_id,
+            "split": self.split,
+        }
 
 
-def read_questions(path: str | Path) -> list[Question]:
-    """All rows. Raises ValueError naming `path:line`. Rows without an id get `{file name}-{line}`."""
-    known = [f.name for f in fields(Question)]
-    rows, seen = [], set()
-    for number, found in read_jsonl(path):
+def split_of(number: int, dev: int, test: int) -> str:
+    """The first `test` are test, the next `dev` are dev, the others train."""
+    return "test" if number < test else "dev" if number < test + dev else "train"
+
+
+def orders(count: int, held: int, seed: int) -> Iterator[Question]:
+    """`count` orders, `held` of them dev and as many test, whose words are in no other split."""
+    rng, seen, held_out = random.Random(f"{seed} orders"), set(), frozenset()
+    for number in range(count):
+        slots = coffee.draw_slots(rng)
+        text = coffee.draw_order(slots, rng, polite=0.05)
+        # Short orders run out of wordings: in train a tenth of the repeated ones stay.
+        while text in seen and (number < 2 * held or rng.random() < 0.9 or text in held_out):
+            slots = coffee.draw_slots(rng)
+            text = coffee.draw_order(slots, rng, polite=0.05)
+        seen.add(text)
+        if number < 2 * held:
+            held_out = frozenset(seen)
+        yield Question(f"order.{number:05d}", text, coffee.answer(slots), split_of(number, held, held))
+
+
+def digits(count: int, held: int, seed: int) -> Iterator[Question]:
+    """Single digits in turn for a third, then strings of two to six; single ones are in every split."""
+    rng, seen = random.Random(f"{seed} digits"), set()
+    for number in range(count):
+        split = split_of(number, held, held)
+        if number % 3 == 0:
+            text = ONES[number // 3 % 10]
+        else:
+            text = digit_string(rng, 2, 6)
+            while text in seen:
+                text = digit_string(rng, 2, 6)
+            seen.add(text)
+        yield Question(f"digit.{number:05d}", text, f"you said {text}", split)
+
+
+def all_sums() -> list[tuple[str, str]]:
+    """[("three plus four", "seven"), ...]: sums and differences of 0 to 20 that stay there."""
+    found = []
+    for a in range(LARGEST_SUM + 1):
+        for b in range(LARGEST_SUM + 1):
+            if a + b <= LARGEST_SUM:
+                found.append((f"{number_words(a)} plus {number_words(b)}", number_words(a + b)))
+            if a >= b:
+                found.append((f"{number_words(a)} minus {number_words(b)}", number_words(a - b)))
+    return found
+
+
+def sums(count: int, held: int, seed: int) -> Iterator[Question]:
+    """Every sum in some wordings; a held-out pair of sum and wording is in one split only."""
+    rng = random.Random(f"{seed} sums")
+    pairs = [(total, wording) for total in all_sums() for wording in SUM_WORDINGS]
+    rng.shuffle(pairs)
+    for number in range(count):
+        (words, result), wording = pairs[number if number < 2 * held else _again(number, 2 * held, pairs)]
+        split = split_of(number, held, held)
+        yield Question(f"sum.{number:05d}", wording.format(words), f"{words} is {result}", split)
+
+
+def _again(number: int, held: int, items: list) -> int:
+    """An index past the held-out items; begins anew when all were used."""
+    return held + (number - held) % (len(items) - held)
+
+
+def repeats(count: int, held: int, seed: int, maker: SentenceMaker) -> Iterator[Question]:
+    rng, seen, number = random.Random(f"{seed} repeats"), set(), 0
+    while number < count:
+        text = maker.sentence(rng)
+        if text in seen or not 2 <= len(text.split()) <= 9:
+            continue
+        seen.add(text)
+        split = split_of(number, held, held)
+        yield Question(f"repeat.{number:05d}", rng.choice(REPEAT_WORDINGS).format(text), text, split)
+        number += 1
+
+
+def read_smalltalk(path: Path = QA / "smalltalk.jsonl") -> list[dict]:
+    """[{"id", "answer", "questions"}]. Raises ValueError naming the line of a row that is broken."""
+    rows, seen = [], {}
+    for number, row in read_jsonl(path):
         where = f"{path}:{number}"
-        given = {name: found[name] for name in known if name in found}
-        for name, value in given.items():
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: {name} is {value!r}; expected text")
-        row = Question(**{"id": f"{Path(path).stem}-{number:06d}", "question": "", "answer": "", **given})
-        for name in ("id", "question", "answer"):
-            if not getattr(row, name).strip():
-                raise ValueError(f"{where}: {name} is missing or blank; found {', '.join(found)}")
-        if row.split and row.split not in SPLITS:
-            raise ValueError(f"{where}: split is {row.split!r}; expected {', '.join(SPLITS)}")
-        if row.id in seen:
-            raise ValueError(f"{where}: id {row.id!r} appears twice")
-        seen.add(row.id)
+        if set(row) != {"id", "answer", "questions"} or len(row["questions"]) < 3:
+            raise ValueError(f"{where}: expected id, answer and at least 3 questions")
+        for text in (row["answer"], *row["questions"]):
+            if normalise(text) != text:
+                raise ValueError(f"{where}: {text!r}; expected {normalise(text)!r}")
+        if len(row["answer"].split()) > MAX_ANSWER_WORDS:
+            raise ValueError(f"{where}: the answer has more than {MAX_ANSWER_WORDS} words")
+        for text in row["questions"]:
+            if text in seen:
+                raise ValueError(f"{where}: {text!r} is also a question of {seen[text]}")
+            seen[text] = row["id"]
         rows.append(row)
-    if not rows:
-        raise ValueError(f'{path}: no questions; expected lines of {{"id", "question", "answer"}}')
     return rows
+
+
+def wording_splits(row: dict, seed: int) -> list[str]:
+    """The split of each wording: one is test, one of four or more is dev, at least two stay in train."""
+    order = list(range(len(row["questions"])))
+    random.Random(f"{seed} {row['id']}").shuffle(order)
+    splits = ["train"] * len(order)
+    splits[order[0]] = "test"
+    if len(order) >= 4:
+        splits[order[1]] = "dev"
+    return splits
+
+
+def smalltalk(count: int, seed: int, path: Path = QA / "smalltalk.jsonl") -> Iterator[Question]:
+    """Every held-out wording once, then the training wordings in turn until there are `count`."""
+    training: list[Question] = []
+    number = 0
+    for row in read_smalltalk(path):
+        for place, (text, split) in enumerate(zip(row["questions"], wording_splits(row, seed), strict=True)):
+            question = Question(f"talk.{row['id']}.{place}", text, row["answer"], split)
+            if split == "train":
+                training.append(question)
+            else:
+                yield question
+                number += 1
+    if count < number + len(training):
+        raise ValueError(f"smalltalk: {count} asked for; {path} alone has {number + len(training)} wordings")
+    for again in range(count - number):
+        base = training[again % len(training)]
+        take = again // len(training)
+        yield Question(f"{base.id}.v{take}", base.question, base.answer, "train")
+
+
+def unknown(
+    count: int, sentences: int, held: int, seed: int, maker: SentenceMaker, path: Path = QA / "unknown.txt"
+) -> Iterator[Question]:
+    """Listed questions in turn (`count`), and `sentences` that ask nothing, all with one polite answer."""
+    rng = random.Random(f"{seed} unknown")
+    texts = [t for t in path.read_text(encoding="utf-8").splitlines() if t and not t.startswith("#")]
+    rng.shuffle(texts)
+    for number in range(count):
+        place = number if number < 2 * held else _again(number, 2 * held, texts)
+        yield Question(f"unknown.{number:05d}", texts[place], UNKNOWN_ANSWER, split_of(number, held, held))
+    known = {text for row in read_smalltalk() for text in row["questions"]}
+    for number in range(sentences):
+        text = maker.sentence(rng)
+        while text in known or coffee.parse(text) or len(text.split()) < 4:
+            text = maker.sentence(rng)
+        yield Question(f"unknown.s{number:05d}", text, UNKNOWN_ANSWER, "train")

@@ -1,0 +1,175 @@
+"""The texts of the `mini` preset, from a seed: sentences to learn speech from, and questions with answers.
+
+Written are sentences.jsonl, questions.jsonl and answers.jsonl for `speechgpt synthesize`, and qa.jsonl, whose
+row says that the question's audio has the id `ID.q` and the answer's `ANSWER_ID.a`.
+"""
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechgpt.data.files import write_jsonl
+from speechgpt.data.questions import Question, digits, orders, repeats, smalltalk, split_of, sums, unknown
+from speechgpt.data.sentences import SentenceMaker, digit_string
+from speechgpt.data.settings import load_settings
+from speechgpt.data.synthesize import Sentence
+from speechgpt.data.text_normal import number_words
+from speechgpt.data.voices import resolve
+
+LONGEST_SENTENCE = 12  # words
+
+
+@dataclass(frozen=True)
+class MiniConfig:
+    seed: int
+    # how many are spoken, held-out ones included
+    sentences: int  # from the templates
+    word_lists: int  # two to six words without connection
+    words: int  # single words
+    digit_strings: int  # one to seven digits
+    numbers: int
+    held_out_sentences: int  # of `sentences`, for dev, and as many for test
+    orders: int
+    held_out_orders: int  # for dev, and as many for test
+    digits: int
+    sums: int
+    repeats: int
+    smalltalk: int
+    unknown: int  # spoken questions of qa/unknown.txt
+    unknown_sentences: int  # sentences of the templates, as what cannot be answered
+    held_out_questions: int  # of digits, sums, repeats and unknown each, for dev, and as many for test
+    # voices: {"selection as for --voices": share}
+    voices_train: dict
+    voices_dev: dict
+    voices_test: dict
+    answer_voice: str
+    answer_voice_share: float  # of the training sentences, so that it says more than the answers
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MiniConfig":
+        config = load_settings(cls, path)
+        try:
+            for name in ("voices_train", "voices_dev", "voices_test"):
+                for selection in getattr(config, name):
+                    resolve(selection)
+            resolve(config.answer_voice)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return config
+
+
+class Casting:
+    """Gives every sentence a voice of its split; no voice is in two splits."""
+
+    def __init__(self, config: MiniConfig):
+        self.config = config
+        self.shares = {
+            split: [(resolve(selection), float(share)) for selection, share in voices.items()]
+            for split, voices in (
+                ("train", config.voices_train),
+                ("dev", config.voices_dev),
+                ("test", config.voices_test),
+            )
+        }
+        pools = {split: {v for voices, _ in s for v in voices} for split, s in self.shares.items()}
+        for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
+            if both := pools[a] & pools[b]:
+                raise ValueError(f"voices {', '.join(sorted(both))} are in {a} and in {b}")
+
+    def voice(self, identity: str, split: str) -> str:
+        rng = random.Random(f"{self.config.seed} voice {identity}")
+        pools, shares = zip(*self.shares[split], strict=True)
+        return rng.choice(rng.choices(pools, shares)[0])
+
+    def sentence_voice(self, identity: str, split: str) -> str:
+        rng = random.Random(f"{self.config.seed} own {identity}")
+        own = split == "train" and rng.random() < self.config.answer_voice_share
+        return self.config.answer_voice if own else self.voice(identity, split)
+
+
+def plain_sentences(config: MiniConfig, maker: SentenceMaker) -> Iterator[tuple[str, str, str]]:
+    """(id, text, split): template sentences, no two alike, then word lists, words, digits and numbers."""
+    rng, seen = random.Random(f"{config.seed} sentences"), set()
+    held = config.held_out_sentences
+    while len(seen) < config.sentences:
+        text = maker.sentence(rng)
+        if text in seen or not 3 <= len(text.split()) <= LONGEST_SENTENCE:
+            continue
+        yield f"sentence.{len(seen):05d}", text, split_of(len(seen), held, held)
+        seen.add(text)
+    rng = random.Random(f"{config.seed} words")
+    for number in range(config.word_lists):
+        yield f"list.{number:05d}", maker.word_list(rng), "train"
+    vocabulary = list(maker.vocabulary)
+    rng.shuffle(vocabulary)
+    for number in range(config.words):
+        yield f"word.{number:05d}", vocabulary[number % len(vocabulary)], "train"
+    for number in range(config.digit_strings):
+        yield f"digits.{number:05d}", digit_string(rng), "train"
+    for number in range(config.numbers):
+        yield f"number.{number:05d}", number_words(rng.randint(0, 10 ** rng.randint(1, 6))), "train"
+
+
+def questions(config: MiniConfig, maker: SentenceMaker) -> list[Question]:
+    held, seed = config.held_out_questions, config.seed
+    rows = [
+        *orders(config.orders, config.held_out_orders, seed),
+        *digits(config.digits, held, seed),
+        *sums(config.sums, held, seed),
+        *repeats(config.repeats, held, seed, maker),
+        *smalltalk(config.smalltalk, seed),
+        *unknown(config.unknown, config.unknown_sentences, held, seed, maker),
+    ]
+    if repeated := [i for i, n in Counter(row.id for row in rows).items() if n > 1]:
+        raise ValueError(f"question id {repeated[0]!r} appears twice")
+    return rows
+
+
+def answers(rows: list[Question], config: MiniConfig) -> list[Sentence]:
+    """One sentence for each different answer; it is in train if any training question has it."""
+    splits: dict[str, str] = {}
+    for row in rows:
+        if splits.get(row.answer_id) != "train":
+            splits[row.answer_id] = row.split
+    texts = {row.answer_id: row.answer for row in rows}
+    return [
+        Sentence(f"{i}.a", text, config.answer_voice, splits[i], "mini-answers") for i, text in texts.items()
+    ]
+
+
+def build(config: MiniConfig, out: Path) -> dict[str, int]:
+    """Writes the four files; returns {file name: rows}."""
+    maker, casting = SentenceMaker(), Casting(config)
+    spoken = [
+        Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
+        for i, text, split in plain_sentences(config, maker)
+    ]
+    rows = questions(config, maker)
+    asked = [
+        Sentence(f"{r.id}.q", r.question, casting.voice(r.id, r.split), r.split, "mini-questions")
+        for r in rows
+    ]
+    counts = {}
+    for name, sentences in (("sentences", spoken), ("questions", asked), ("answers", answers(rows, config))):
+        counts[f"{name}.jsonl"] = write_jsonl(out / f"{name}.jsonl", map(_compact, sentences))
+    counts["qa.jsonl"] = write_jsonl(out / "qa.jsonl", (row.row() for row in rows))
+    return counts
+
+
+def _compact(sentence: Sentence) -> dict:
+    return {k: v for k, v in vars(sentence).items() if v}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="speechgpt mini-corpus", description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, help="YAML: presets/mini/corpus.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
+    args = parser.parse_args(argv)
+    counts = build(MiniConfig.load(args.config), args.out)
+    for name, count in counts.items():
+        print(f"{args.out / name}: {count} rows")
+    print(f"{sum(counts.values()) - counts['qa.jsonl']} utterances to be spoken")
+    return 0

@@ -1,0 +1,277 @@
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechgpt.data import coffee
+from speechgpt.data.english import Inflector, article
+from speechgpt.data.files import read_jsonl
+from speechgpt.data.mini import MiniConfig, main
+from speechgpt.data.questions import (
+    MAX_ANSWER_WORDS,
+    UNKNOWN_ANSWER,
+    all_sums,
+    read_smalltalk,
+    wording_splits,
+)
+from speechgpt.data.sentences import TEXT, SentenceMaker
+from speechgpt.data.synthesize import read_sentences
+from speechgpt.data.text_normal import digit_words, normalise, number_words, ordinal_words
+
+PRESETS = Path(__file__).parents[2] / "speechgpt" / "presets"
+SMALL = {
+    **{"sentences": 300, "word_lists": 20, "words": 20, "digit_strings": 20, "numbers": 20, "orders": 200},
+    **{"held_out_sentences": 20, "held_out_orders": 20, "digits": 60, "sums": 80, "repeats": 50},
+    **{"smalltalk": 2100, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
+}
+
+
+def written_by_hand(text):
+    """The slots of an answer, by other code than the package's: what the answer must hold, in any wording."""
+    text = " " + re.sub(r"\s+", " ", re.sub(r"[^a-z ]", " ", text.lower())) + " "
+    amount = "(?:a little bit of |a bit of |some |a lot of |lots of |)"
+    drinks = "iced mocha|(?:drip|house|iced) coffee|americano|cappuccino|espresso|latte|mocha|coffee"
+    slots = {}
+    for name, pattern in {
+        "roast": "(?:light|medium|dark) roast",
+        "numberOfShots": "(?:single|double|triple) shot",
+        "milkAmount": amount + "(?:skim milk|whole milk|soy milk|almond milk|milk|cream)",
+        "sugarAmount": amount + "(?:brown sugar|sugar|sweetener)",
+        "size": "small|medium|large|(?:eight|twelve|sixteen|twenty) ounce",
+        "coffeeDrink": drinks,
+    }.items():
+        if match := re.search(f" ({pattern}) ", text):
+            slots[name] = match[1]
+            text = text[: match.start()] + " | " + text[match.end() :]
+    return slots
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    preset = yaml.safe_load((PRESETS / "mini" / "corpus.yaml").read_text())
+    path = tmp_path_factory.mktemp("config") / "corpus.yaml"
+    path.write_text(yaml.safe_dump(preset | SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory, config_file):
+    out = tmp_path_factory.mktemp("texts")
+    assert main(["--config", str(config_file), "--out", str(out)]) == 0
+    return out
+
+
+def rows_of(path):
+    return [row for _, row in read_jsonl(path)]
+
+
+def test_counts_and_fields(texts):
+    assert len(rows_of(texts / "sentences.jsonl")) == 380
+    questions = rows_of(texts / "qa.jsonl")
+    kinds = Counter(row["id"].partition(".")[0] for row in questions)
+    assert kinds == {"order": 200, "digit": 60, "sum": 80, "repeat": 50, "talk": 2100, "unknown": 80}
+    assert set(questions[0]) == {"id", "question", "answer", "answer_id", "split"}
+
+
+def test_both_sides_of_every_question_are_spoken_once(texts):
+    asked = {s.id: s for s in read_sentences(texts / "questions.jsonl")}
+    answered = {s.id: s for s in read_sentences(texts / "answers.jsonl")}
+    for row in rows_of(texts / "qa.jsonl"):
+        assert asked[f"{row['id']}.q"].text == row["question"]
+        assert asked[f"{row['id']}.q"].split == row["split"]
+        assert answered[f"{row['answer_id']}.a"].text == row["answer"]
+    assert len({s.text for s in answered.values()}) == len(answered)
+
+
+def test_everything_is_plain_words_and_answers_are_short(texts):
+    for name in ("sentences", "questions", "answers"):
+        for row in rows_of(texts / f"{name}.jsonl"):
+            assert normalise(row["text"]) == row["text"]
+    for row in rows_of(texts / "qa.jsonl"):
+        words = len(row["answer"].split())
+        assert words <= (28 if row["id"].startswith("order") else MAX_ANSWER_WORDS)
+
+
+def test_no_voice_and_no_held_out_text_is_in_two_splits(texts):
+    voices, sentence_splits, question_splits = defaultdict(set), defaultdict(set), defaultdict(set)
+    for row in rows_of(texts / "sentences.jsonl"):
+        split = row["split"]
+        voices[row["voice"]].add(split)
+        if row["id"].startswith("sentence"):
+            sentence_splits[row["text"]].add(split)
+    for row in rows_of(texts / "questions.jsonl"):
+        voices[row["voice"]].add(row["split"])
+        if not row["id"].startswith("digit"):  # there are only ten digits
+            question_splits[row["text"]].add(row["split"])
+    for found in (voices, sentence_splits, question_splits):
+        assert {name for name, splits in found.items() if len(splits) > 1} == set()
+
+
+def test_same_seed_same_texts_other_seed_others(texts, config_file, tmp_path):
+    main(["--config", str(config_file), "--out", str(tmp_path / "again")])
+    for name in ("sentences", "questions", "answers", "qa"):
+        again = (tmp_path / "again" / f"{name}.jsonl").read_bytes()
+        assert again == (texts / f"{name}.jsonl").read_bytes()
+    other = yaml.safe_load(config_file.read_text()) | {"seed": 5}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    main(["--config", str(tmp_path / "other.yaml"), "--out", str(tmp_path / "other")])
+    assert (tmp_path / "other/qa.jsonl").read_bytes() != (texts / "qa.jsonl").read_bytes()
+
+
+def test_every_answer_to_an_order_holds_its_slots_exactly(texts):
+    orders = [row for row in rows_of(texts / "qa.jsonl") if row["id"].startswith("order")]
+    for row in orders:
+        slots = written_by_hand(row["question"])
+        assert slots and written_by_hand(row["answer"]) == slots
+        assert coffee.parse(row["answer"]) == slots == coffee.parse(row["question"])
+        assert coffee.parse_slots(coffee.format_slots(slots)) == slots
+
+
+def test_coffee_wordings_say_what_the_slots_say():
+    rng = random.Random(3)
+    for _ in range(2000):
+        slots = coffee.draw_slots(rng)
+        said = list(coffee.wordings(slots))
+        assert len(set(said)) == len(said)
+        assert all(coffee.parse(text) == slots == written_by_hand(text) for text in said)
+    assert coffee.parse("what is the capital of france") == {}
+    full = coffee.parse_slots(
+        "coffeeDrink=latte; milkAmount=some milk; numberOfShots=double shot; roast=dark roast; size=large; "
+        "sugarAmount=brown sugar"
+    )
+    answer = "okay here is your order a large dark roast double shot latte with some milk and brown sugar"
+    assert coffee.answer(full) == answer
+    assert len(list(coffee.wordings(full))) == 12
+    assert "public <order> = <opening> (a | an) <body>;" in coffee.jsgf(full)
+    with pytest.raises(ValueError, match="size='big' is not in the coffee grammar"):
+        coffee.parse_slots("size=big; coffeeDrink=latte")
+
+
+def test_sums_are_right():
+    values = {number_words(n): n for n in range(21)}
+    for words, result in all_sums():
+        if " plus " in words:
+            a, b = words.split(" plus ")
+            assert values[a] + values[b] == values[result]
+        else:
+            a, b = words.split(" minus ")
+            assert values[a] - values[b] == values[result]
+    assert len(all_sums()) == 462
+
+
+def test_smalltalk_has_enough_questions_and_each_keeps_wordings_in_train():
+    rows = read_smalltalk()
+    assert len({row["answer"] for row in rows}) >= 220
+    for row in rows:
+        assert 3 <= len(row["questions"]) <= 6
+        splits = wording_splits(row, 1)
+        assert splits.count("train") >= 2 and splits.count("test") == 1
+
+
+def test_broken_smalltalk_names_its_line(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    good = {"id": "a", "answer": "yes", "questions": ["a", "b", "c"]}
+    for bad, message in (
+        ({"questions": ["a"]}, "at least 3 questions"),
+        ({"answer": "Yes!"}, "expected 'yes'"),
+        ({}, "is also a question of a"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + json.dumps(good | bad) + "\n")
+        with pytest.raises(ValueError, match=f"talk.jsonl:2: .*{message}"):
+            read_smalltalk(path)
+
+
+def test_unknown_questions_are_answered_politely(texts):
+    rows = [row for row in rows_of(texts / "qa.jsonl") if row["id"].startswith("unknown")]
+    assert {row["answer"] for row in rows} == {UNKNOWN_ANSWER}
+    assert len({row["question"] for row in rows if "unknown.s" not in row["id"]}) == 60
+    known = {q for row in read_smalltalk() for q in row["questions"]}
+    assert not known & {row["question"] for row in rows}
+
+
+def test_sentences_are_varied_and_their_words_are_many():
+    maker = SentenceMaker()
+    assert len(maker.vocabulary) >= 2000
+    rng = random.Random(0)
+    drawn = [maker.sentence(rng) for _ in range(3000)]
+    assert len(set(drawn)) > 2500
+    assert all(normalise(text) == text for text in drawn)
+    assert not [text for text in drawn if re.search(r"\ba [aio]|\ban [bcdfgjklmnpqrstvwxz]", text)]
+
+
+def test_a_broken_template_names_its_line(tmp_path):
+    for name in ("words.txt", "irregular.txt"):
+        (tmp_path / name).write_bytes((TEXT / name).read_bytes())
+    for bad, message in (("the {animol} ran", "unknown category 'animol'"), ("the {animal ran", "expected")):
+        (tmp_path / "templates.txt").write_text(f"# comment\n{bad}\n")
+        with pytest.raises(ValueError, match=f"templates.txt:2: .*{message}"):
+            SentenceMaker(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "form", "expected"),
+    [
+        *(("city", "+s", "cities"), ("box", "+s", "boxes"), ("hot dog", "+s", "hot dogs")),
+        *(("knife", "+s", "knives"), ("radio", "+s", "radios"), ("toy", "+s", "toys")),
+        *(("stop", ".past", "stopped"), ("carry", ".past", "carried"), ("visit", ".ing", "visiting")),
+        *(("tie", ".ing", "tying"), ("eat", ".done", "eaten"), ("take", ".past", "took")),
+        *(("forget", ".ing", "forgetting"), ("open", ".ing", "opening"), ("watch", ".s", "watches")),
+        *(("cook", ".past", "cooked"), ("fix", ".ing", "fixing"), ("dance", ".ing", "dancing")),
+    ],
+)
+def test_inflections(word, form, expected):
+    assert Inflector.load(TEXT / "irregular.txt").inflect(word, form) == expected
+
+
+def test_articles():
+    found = [article(word) for word in ("apple", "university", "hour", "hat", "umbrella", "one")]
+    assert found == ["an", "a", "an", "a", "an", "a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It's 3:30, Dr. Who’s ‘fine’!", "it's three thirty dr who's fine"),
+        ("$5 or 1,234.5 %", "five dollars or one thousand two hundred thirty four point five percent"),
+        ("007 on the 21st", "zero zero seven on the twenty first"),
+        ("£1 & naïve dogs'", "one pound and naive dogs"),
+        ("at 7:05 or 8:00", "at seven oh five or eight o'clock"),
+        ("", ""),
+    ],
+)
+def test_normalise(text, expected):
+    assert normalise(text) == expected
+    assert normalise(expected) == expected
+
+
+def test_numbers():
+    assert number_words(1_000_015) == "one million fifteen"
+    assert ordinal_words(20) == "twentieth" and ordinal_words(12) == "twelfth"
+    assert digit_words("407") == "four zero seven"
+
+
+def test_bad_configs_are_named(tmp_path, config_file):
+    good = yaml.safe_load(config_file.read_text())
+    path = tmp_path / "corpus.yaml"
+    for change, message in (
+        ({"voices_test": {"nobody": 1.0}}, "corpus.yaml: unknown voice 'nobody'"),
+        ({"voices_test": {"rms": 1.0}}, "voices rms are in train and in test"),
+        ({"orderz": 1}, "unknown setting orderz"),
+        ({"smalltalk": 5}, "smalltalk: 5 asked for"),
+    ):
+        path.write_text(yaml.safe_dump(good | change))
+        with pytest.raises(ValueError, match=message):
+            main(["--config", str(path), "--out", str(tmp_path / "out")])
+
+
+def test_the_preset_loads_and_speaks_about_sixty_thousand():
+    config = MiniConfig.load(PRESETS / "mini" / "corpus.yaml")
+    numbers = asdict(config)
+    kinds = ("sentences", "word_lists", "words", "digit_strings", "numbers", "orders", "digits", "sums")
+    kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences")
+    assert 45_000 < sum(numbers[kind] for kind in kinds) < 60_000  # and some 10,000 answers
