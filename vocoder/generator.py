@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.vocoder.durations import DurationPredictor, frames_from_log
+from speechgpt.vocoder.weight_norm import WeightNorm
 
 SLOPE = 0.1  # of the leaky ReLUs
 LAST_SLOPE = 0.01  # of the one before the last convolution, as published
@@ -29,13 +30,13 @@ FORMAT = 1  # of the folder that `save` writes
 class VocoderConfig:
     """The architecture; the defaults are the published sizes (13.48 M parameters)."""
 
-    num_units: int = 1000  # K, the codebook's size
+    num_units: int = 1000  # K, the codebook's size; 0 in a config that is yet to meet its codebook
     embedding_dim: int = 128  # D
-    upsample_rates: tuple[int, ...] = (5, 4, 4, 2, 2)  # their product is the hop
-    upsample_kernels: tuple[int, ...] = (11, 8, 8, 4, 4)
+    upsample_rates: list[int] = field(default_factory=lambda: [5, 4, 4, 2, 2])  # their product is the hop
+    upsample_kernels: list[int] = field(default_factory=lambda: [11, 8, 8, 4, 4])
     initial_channels: int = 512  # halved at every upsampling
-    resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    resblock_kernels: list[int] = field(default_factory=lambda: [3, 7, 11])
+    resblock_dilations: list[list[int]] = field(default_factory=lambda: [[1, 3, 5]] * 3)
     num_speakers: int = 0  # 0: one voice; n: a table of n voices
     speaker_vector_dim: int = 0  # > 0: a linear map from a speaker vector of this width
     speaker_dim: int = 128  # width of the speaker part beside every frame
@@ -51,16 +52,11 @@ class VocoderConfig:
     training: dict[str, Any] = field(default_factory=dict)  # what it was trained on and to which level
 
     def __post_init__(self):
-        self.upsample_rates = tuple(self.upsample_rates)
-        self.upsample_kernels = tuple(self.upsample_kernels)
-        self.resblock_kernels = tuple(self.resblock_kernels)
-        self.resblock_dilations = tuple(tuple(d) for d in self.resblock_dilations)
         self.check()
 
     def check(self) -> None:
+        """Raises ValueError that lists everything wrong."""
         problems = []
-        if self.num_units < 1:
-            problems.append(f"num_units is {self.num_units}, expected the codebook's size")
         if len(self.upsample_rates) != len(self.upsample_kernels):
             problems.append(
                 f"{len(self.upsample_rates)} upsample_rates but {len(self.upsample_kernels)} upsample_kernels"
@@ -78,7 +74,7 @@ class VocoderConfig:
             problems.append("num_speakers and speaker_vector_dim exclude each other")
         if self.speakers and len(self.speakers) != self.num_speakers:
             problems.append(f"{len(self.speakers)} speaker names for num_speakers {self.num_speakers}")
-        if self.default_speaker and self.default_speaker not in self.speakers:
+        if self.default_speaker and self.speakers and self.default_speaker not in self.speakers:
             problems.append(f"default_speaker {self.default_speaker!r} is not one of {self.speakers}")
         if problems:
             raise ValueError("vocoder config: " + "; ".join(problems))
@@ -96,7 +92,9 @@ class VocoderConfig:
     def from_dict(cls, values: dict[str, Any], where: str = "vocoder config") -> "VocoderConfig":
         known = {f.name for f in fields(cls)}
         if unknown := values.keys() - known:
-            raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"{where}: unknown {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+            )
         return cls(**values)
 
 
@@ -120,7 +118,7 @@ class Lengths:
 class ResBlock(nn.Module):
     """Residual pairs of convolutions, the first of each pair dilated."""
 
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
+    def __init__(self, channels: int, kernel: int, dilations: list[int]):
         super().__init__()
 
         def conv(dilation: int) -> nn.Conv1d:
@@ -147,6 +145,9 @@ class UnitVocoder(nn.Module):
 
     def __init__(self, config: VocoderConfig):
         super().__init__()
+        if config.num_units < 1:
+            raise ValueError(f"vocoder config: num_units is {config.num_units}, expected the codebook's size")
+        config.check()
         self.config = config
         speaker_width = config.speaker_dim if config.has_speaker else 0
         self.dict = nn.Embedding(config.num_units, config.embedding_dim)
@@ -200,7 +201,7 @@ class UnitVocoder(nn.Module):
     def add_weight_norm(self) -> "UnitVocoder":
         """For training; `remove_weight_norm` folds it back into plain weights."""
         for conv in self._convolutions():
-            parametrizations.weight_norm(conv, dim=0)
+            parametrize.register_parametrization(conv, "weight", WeightNorm())
         return self
 
     def remove_weight_norm(self) -> "UnitVocoder":
@@ -227,13 +228,18 @@ class UnitVocoder(nn.Module):
         Returns the waveform (B, N * hop) in [-1, 1], zero beyond a row's true length; a padded row equals
         the same row alone.
         """
+        x = self.embed(frames, speaker)  # B D N
+        lengths = None if mask is None or bool(mask.all()) else Lengths(mask)
+        x = x if lengths is None else lengths.clip(x.contiguous(), 1)
+        return self.generate(x, lengths).squeeze(1)  # B N*hop
+
+    def embed(self, frames: Tensor, speaker: Tensor | None = None) -> Tensor:
+        """frames (B, N) to what the convolutions see: the units' rows, the speaker's beside them (B, D, N)."""
         x = self.dict(frames).transpose(1, 2)  # B D N
         features = self.speaker_features(speaker, frames.shape[0])
-        if features is not None:
-            x = torch.cat([x, features.unsqueeze(-1).expand(-1, -1, x.shape[-1])], dim=1)  # B 2D N
-        lengths = None if mask is None or bool(mask.all()) else Lengths(mask)
-        x = x if lengths is None else lengths.clip(x.clone() if not torch.is_grad_enabled() else x, 1)
-        return self.generate(x, lengths).squeeze(1)  # B N*hop
+        if features is None:
+            return x
+        return torch.cat([x, features.unsqueeze(-1).expand(-1, -1, x.shape[-1])], dim=1)  # B 2D N
 
     def generate(self, x: Tensor, lengths: Lengths | None = None) -> Tensor:
         """x (B, D, N) embedded frames with the speaker beside them -> (B, 1, N * hop)."""
@@ -250,15 +256,20 @@ class UnitVocoder(nn.Module):
             for block in self.resblocks[stage * blocks + 1 : (stage + 1) * blocks]:
                 total = total + block(x, lengths, rate)
             x = total / blocks
-        x = torch.tanh(self.conv_post(F.leaky_relu(x, LAST_SLOPE)))  # B 1 N*hop
+        # Samples in bf16 would carry noise 50 dB down, which the log-mel loss hears: the last layer is never autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.leaky_relu(x.to(self.conv_post.weight.dtype), LAST_SLOPE)
+            x = torch.tanh(self.conv_post(x))  # B 1 N*hop
         return clip(x, rate)
 
-    def log_durations(self, units: Tensor, speaker: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def log_durations(
+        self, units: Tensor, speaker: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """units (B, U) int64, deduplicated; mask (B, U) bool; returns log(1 + frames) (B, U)."""
         if self.dur_predictor is None:
             raise ValueError("this vocoder has no duration predictor: give the durations")
         x = self.dict(units)  # B U D
-        if self.config.duration_speaker:
+        if self.config.duration_speaker and self.config.has_speaker:
             features = self.speaker_features(speaker, units.shape[0])
             x = torch.cat([x, features.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)  # B U 2D
         return self.dur_predictor(x, mask)
@@ -271,12 +282,12 @@ class UnitVocoder(nn.Module):
 
     def save(self, folder: str | Path, half: bool = False) -> None:
         """Writes config.json and model.safetensors (weight norm folded; float16 with `half`), atomically."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(folder)
         tensors = {k: v.half() if half else v for k, v in self.folded_state().items()}
         with atomic_path(folder / "model.safetensors") as part:
-            save_file(tensors, str(part), metadata={"format": "pt"})
+            part.write_bytes(save(tensors, metadata={"format": "pt"}))
         write_json(folder / "config.json", {"format": FORMAT, **asdict(self.config)})
 
     def folded_state(self) -> dict[str, Tensor]:
@@ -306,12 +317,14 @@ class UnitVocoder(nn.Module):
             model.load_state_dict(state)
         except RuntimeError as error:
             where = folder / "model.safetensors"
-            raise ValueError(f"{where}: does not fit config.json ({' '.join(str(error).split())[:300]})") from error
+            raise ValueError(
+                f"{where}: does not fit config.json ({' '.join(str(error).split())[:300]})"
+            ) from error
         return model.to(pick_device(device)).eval()
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """"auto" is CUDA where there is one, else the CPU."""
+    """ "auto" is CUDA where there is one, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

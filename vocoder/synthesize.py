@@ -51,7 +51,9 @@ class Synthesizer:
         rows = [self._check(row, number) for number, row in enumerate(units)]
         if durations is None:
             durations = self.durations(rows, speaker, duration_scale)
-        frames = [self._expand(u, d, number) for number, (u, d) in enumerate(zip(rows, durations, strict=True))]
+        frames = [
+            self._expand(u, d, number) for number, (u, d) in enumerate(zip(rows, durations, strict=True))
+        ]
         waveforms = [np.zeros(0, np.float32) for _ in rows]
         for batch in _batches([len(f) for f in frames], BATCH_FRAMES):
             padded, mask = _pad([frames[i] for i in batch], self.vocoder.device)  # B N
@@ -76,7 +78,9 @@ class Synthesizer:
         for batch in _batches([len(r) for r in rows], BATCH_UNITS):
             padded, mask = _pad([rows[i] for i in batch], self.vocoder.device)  # B U
             with torch.inference_mode():
-                frames = self.vocoder.durations(padded, self._speaker(speaker, len(batch)), mask, duration_scale)
+                frames = self.vocoder.durations(
+                    padded, self._speaker(speaker, len(batch)), mask, duration_scale
+                )
             frames = frames.cpu().numpy()
             for row, i in enumerate(batch):
                 result[i] = frames[row, : len(rows[i])].copy()
@@ -108,7 +112,9 @@ class Synthesizer:
         if config.speaker_vector_dim:
             vector = torch.as_tensor(np.zeros(0) if speaker is None else speaker, dtype=torch.float32)
             if vector.shape != (config.speaker_vector_dim,):
-                raise ValueError(f"this vocoder needs a speaker vector of {config.speaker_vector_dim} numbers")
+                raise ValueError(
+                    f"this vocoder needs a speaker vector of {config.speaker_vector_dim} numbers"
+                )
             return vector.to(device).expand(batch, -1)  # B V
         if not config.num_speakers:
             if speaker is not None and speaker != 0 and speaker != config.default_speaker:
