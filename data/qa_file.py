@@ -21,7 +21,7 @@ class QuestionAnswer:
 
 def read_questions(path: str | Path) -> list[QuestionAnswer]:
     """All rows. Raises ValueError naming `path:line`. Rows without an id get `{file name}-{line}`."""
-    known = [f.name for f in fields(Question)]
+    known = [f.name for f in fields(QuestionAnswer)]
     rows, seen = [], set()
     for number, found in read_jsonl(path):
         where = f"{path}:{number}"
