@@ -2,7 +2,7 @@
 
 `<eoa>`, `[ta]` and `[ua]` were never added there, so they are several pieces each. The ids are those of the
 slow LlamaTokenizer of transformers 4.33.1, with which the checkpoints were trained: it splits a text at the
-added tokens, strips white space on both sides of them, and encodes every stretch between on its own, each with
+added tokens, strips white space on both sides of them, and encodes every stretch between on its own, with
 the space that sentencepiece puts in front.
 """
 

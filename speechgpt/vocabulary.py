@@ -1,11 +1,11 @@
 """One interface over text tokens, unit tokens and turn markers, with two profiles.
 
 `native`: a base text tokenizer (tokenizer.json), then `<0>` ... `<K-1>`, then the markers, each one token.
-Text is encoded by the base tokenizer alone, without its added tokens, so no text ever yields a unit or a marker.
+Text is encoded by the base tokenizer alone, without its added tokens, so none ever yields a unit or a marker.
 `upstream`: the vocabulary of the published checkpoints, in `speechgpt.upstream_vocabulary`.
 
-The order is the published one (units, then markers), so a native vocabulary over LLaMA is the published one, and
-after it the three markers that were never added there: `<eoa>`, `[ta]`, `[ua]`.
+The order is the published one (units, then markers), so a native vocabulary over LLaMA is the published one
+and after it the three markers that were never added there: `<eoa>`, `[ta]`, `[ua]`.
 """
 
 import json

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from speechgpt.text_tokenizer import import_tokenizer, main, train_tokenizer
-from speechgpt.upstream_vocabulary import UpstreamVocabulary
+from speechgpt.text_tokenizer import import_tokenizer, main
 from speechgpt.vocabulary import MARKERS, Vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -19,20 +18,8 @@ ODD_TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory) -> Vocabulary:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(SENTENCES * 5, 320, folder)
-    return Vocabulary.create(folder, 20)
-
-
-@pytest.fixture(scope="module")
 def golden() -> dict:
     return json.loads((GOLDEN / "upstream.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def upstream(golden) -> UpstreamVocabulary:
-    return UpstreamVocabulary(GOLDEN / "upstream.model", golden["num_units"])
 
 
 def test_native_ids_follow_the_published_order(native):

@@ -22,14 +22,6 @@ PREFIX = (
     "University.  SpeechGPT can understand and communicate fluently with human through speech or text chosen "
     "by the user.\n- It can perceive cross-modal inputs and generate cross-modal outputs.\n"
 )
-UNITS = 1000
-MARKERS = ["<sosp>", "<eosp>", "[Human]", "[SpeechGPT]", "<eoh>", "<eos>"]
-PREFIX = (
-    "You are an AI assistant whose name is SpeechGPT.\n"
-    "- SpeechGPT is a intrinsic cross-modal conversational language model that is developed by Fudan University.  "
-    "SpeechGPT can understand and communicate fluently with human through speech or text chosen by the user.\n"
-    "- It can perceive cross-modal inputs and generate cross-modal outputs.\n"
-)
 UNITS = "<sosp><661><987><0><999><12><7><eosp>"
 DESCRIPTION = "Please write down what you hear."
 TEXTS = [
@@ -57,7 +49,10 @@ def strings() -> list[str]:
             f"{PREFIX}[Human]: {DESCRIPTION} This is input: {UNITS}<eoh> [SpeechGPT]: {text}<eoa> ",
             f"{PREFIX}[Human]: {DESCRIPTION} This is input: {text}<eoh> [SpeechGPT]: {UNITS}<eoa> ",
             f"{PREFIX}[Human]: {UNITS}<eoh>. [SpeechGPT]: {text}; [ta] {text}; [ua] {UNITS}<eoa>.",
-            f"{PREFIX}[Human]: {text}<eoh>. [SpeechGPT]: {text}<eoa>.",
+            f"{PREFIX}[Human]: {UNITS}<eoh>. [SpeechGPT]: {text}; [ta] {text}<eoa>.",
+            f"{PREFIX}[Human]: {text}<eoh>. [SpeechGPT]: [ta] {text}; [ua] {UNITS}<eoa>.",
+            f"{PREFIX}[Human]: {text}<eoh>. [SpeechGPT]: [ta] {text}<eoa>.",
+            f"{PREFIX}[Human]: {text}<eoh> [SpeechGPT]: {text}<eoa> ",
             f"{PREFIX}[Human]: {text} <eoh>. [SpeechGPT]: ",
             f"[Human]: {text}<eoh>. [SpeechGPT]: {text}<eoa>. [Human]: {UNITS} <eoh>. [SpeechGPT]:",
         ]

@@ -1,0 +1,293 @@
+"""Answers from a language model: transcripts, units, whole turns; one by one, in batches, or as they come."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from transformers import LlamaForCausalLM, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.cache_utils import DynamicCache
+
+from speechgpt.grammar import Limits, TurnGrammar, turn_machine
+from speechgpt.prompts import History, PromptFormat, Question, Turn
+
+ASR_DESCRIPTION = "Write down what is said in this recording."
+TTS_DESCRIPTION = "Read this sentence aloud."
+OUTPUTS = ("speech", "text")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen, and what a turn may not exceed."""
+
+    sample: bool = False  # False: always the likeliest token
+    temperature: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    top_p: float = 1.0
+    beams: int = 1  # more than one: beam search, no streaming
+    seed: int = 0
+    max_new_tokens: int = 1024
+    max_units: int = Limits.max_units
+    max_text_tokens: int = Limits.max_text_tokens
+    max_repeats: int = Limits.max_repeats
+
+    def __post_init__(self):
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.beams < 1:
+            raise ValueError(
+                f"decoding: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
+                f"beams {self.beams}; expected more than 0, 0 to 1, 0 or more, 1 or more"
+            )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_units, self.max_text_tokens, self.max_repeats)
+
+    @classmethod
+    def from_dict(cls, settings: dict) -> "Decoding":
+        """From a config's mapping. Raises ValueError for a setting that does not exist."""
+        known = [f.name for f in fields(cls)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise ValueError(f"decoding: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**settings)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+GREEDY = Decoding()
+PUBLISHED = Decoding(sample=True, temperature=0.8, top_k=60, top_p=0.8, max_new_tokens=2048)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Of one call, in seconds; the model is loaded."""
+
+    prompt_tokens: int  # of the longest prompt
+    new_tokens: int  # of the longest answer
+    first_token: float  # until it is known
+    total: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of an answer as it comes: text of the transcript or the answer, or one unit."""
+
+    section: str  # transcript | answer | units
+    text: str = ""
+    unit: int = -1
+
+
+class Generator:
+    """A language model with its prompts and its grammar. `timings` are those of the last call."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        prompt_format: PromptFormat,
+        decoding: Decoding = GREEDY,
+        asr_description: str = ASR_DESCRIPTION,
+        tts_description: str = TTS_DESCRIPTION,
+    ):
+        self.model, self.format, self.decoding = model.eval(), prompt_format, decoding
+        self.vocabulary = prompt_format.vocabulary
+        self.asr_description, self.tts_description = asr_description, tts_description
+        self.timings: Timings | None = None
+        rows = model.get_input_embeddings().weight.shape[0]
+        if rows < self.vocabulary.size:
+            raise ValueError(f"the model has {rows} token rows, its vocabulary {self.vocabulary.size}")
+        self._room = model.config.max_position_embeddings
+
+    def transcribe(self, units: Sequence[int]) -> str:
+        return self.transcribe_batch([units])[0]
+
+    def speak_units(self, text: str) -> list[int]:
+        return self.speak_batch([text])[0]
+
+    def turn(self, question: Question, out: str = "speech", history: History = (),
+             on_token: Callable[[int], None] | None = None) -> Turn:  # fmt: skip
+        """The answer to a question in text or units. `on_token` gets each token id as it comes (no beams)."""
+        kind = _kind(question, out)
+        prompt = self.format.prompt_turn(question, history, self._longest_prompt(kind))
+        if self.decoding.beams > 1:
+            return self.format.parse(self._beam_search([prompt], kind)[0])
+        ids = []
+        for (token,) in self.steps([prompt], kind):
+            ids.append(token)
+            if on_token:
+                on_token(token)
+        return self.format.parse(ids)
+
+    def transcribe_batch(self, questions: Sequence[Sequence[int]], batch_size: int = 16) -> list[str]:
+        """Units of each recording -> its transcript."""
+        prompts = [self.format.prompt_asr(units, self.asr_description) for units in questions]
+        answers = self.generate_batch(prompts, "asr", batch_size)
+        return [self.format.parse(ids).transcript.strip() for ids in answers]
+
+    def speak_batch(self, texts: Sequence[str], batch_size: int = 16) -> list[list[int]]:
+        """Texts -> units (U) of each."""
+        prompts = [self.format.prompt_tts(text, self.tts_description) for text in texts]
+        return [self.format.parse(ids).units for ids in self.generate_batch(prompts, "tts", batch_size)]
+
+    def turn_batch(
+        self, questions: Sequence[Question], out: str = "speech", batch_size: int = 16
+    ) -> list[Turn]:
+        """Independent questions, in text or units, each without a history."""
+        answers: list[Turn | None] = [None] * len(questions)
+        for kind in sorted({_kind(q, out) for q in questions}):
+            chosen = [i for i, q in enumerate(questions) if _kind(q, out) == kind]
+            longest = self._longest_prompt(kind)
+            prompts = [self.format.prompt_turn(questions[i], (), longest) for i in chosen]
+            for i, ids in zip(chosen, self.generate_batch(prompts, kind, batch_size), strict=True):
+                answers[i] = self.format.parse(ids)
+        return answers
+
+    def stream_turn(self, question: Question, out: str = "speech", history: History = ()) -> Iterator[Part]:
+        """The parts of an answer as they come: text word by word, then units one by one. Takes no beams."""
+        kind = _kind(question, out)
+        prompt = self.format.prompt_turn(question, history, self._longest_prompt(kind))
+        ids: list[int] = []
+        sent = {"transcript": "", "answer": ""}
+        for (token,) in self.steps([prompt], kind):
+            ids.append(token)
+            if self.vocabulary.is_unit(token):
+                yield Part("units", unit=self.vocabulary.id_to_unit(token))
+                continue
+            turn = self.format.parse(ids)
+            for section, before in sent.items():
+                text = getattr(turn, section)
+                # Half a character, or a space that might yet be stripped, waits for its successor.
+                whole = (
+                    text
+                    if turn.complete or turn.answer and section == "transcript"
+                    else text.rstrip(" \ufffd")
+                )
+                if len(whole) > len(before) and whole.startswith(before):
+                    sent[section] = whole
+                    yield Part(section, whole[len(before) :])
+
+    def generate_batch(
+        self, prompts: Sequence[list[int]], kind: str, batch_size: int = 16
+    ) -> list[list[int]]:
+        """Prompts of any lengths -> the ids of each answer, without padding. Batches hold similar lengths."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        answers: list[list[int]] = [[] for _ in prompts]
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            found = self._answers([prompts[i] for i in chosen], kind)
+            for i, ids in zip(chosen, found, strict=True):
+                answers[i] = ids
+        return answers
+
+    def _answers(self, prompts: list[list[int]], kind: str) -> list[list[int]]:
+        if self.decoding.beams > 1:
+            return self._beam_search(prompts, kind)
+        answers: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.steps(prompts, kind):
+            for answer, token in zip(answers, tokens, strict=True):
+                if not answer or answer[-1] != self.vocabulary.eos_id:
+                    answer.append(token)
+        return answers
+
+    @torch.inference_mode()
+    def steps(self, prompts: list[list[int]], kind: str) -> Iterator[list[int]]:
+        """Yields one token a row at each step, until all rows have ended; padding after a row's end."""
+        started = time.perf_counter()
+        inputs, attention = self._padded(prompts)  # B L
+        length = inputs.shape[1]
+        limit = self._new_tokens(length, kind)
+        machine = turn_machine(self.vocabulary, kind, self.decoding.limits)
+        grammar = TurnGrammar(self.vocabulary, kind, length, limit, **asdict(self.decoding.limits))
+        choose = _chooser(self.decoding, inputs.device)
+        states = [machine.start] * len(prompts)
+        cache = DynamicCache(config=self.model.config)
+        padded = not bool(attention.all())
+        positions = (attention.cumsum(-1) - 1).clamp(min=0) if padded else None
+        first = 0.0
+        for count in range(limit):
+            output = self.model(
+                input_ids=inputs, attention_mask=attention if padded else None, position_ids=positions,
+                past_key_values=cache, use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            scores = grammar.filter(states, limit - count, output.logits[:, -1].float())  # B V
+            chosen = choose(scores)  # B
+            tokens = chosen.tolist()
+            first = first or time.perf_counter() - started
+            tokens = [
+                self.vocabulary.pad_id if machine.finished(s) else t
+                for s, t in zip(states, tokens, strict=True)
+            ]
+            states = [machine.advance(s, t) for s, t in zip(states, tokens, strict=True)]
+            self.timings = Timings(length, count + 1, first, time.perf_counter() - started)
+            yield tokens
+            if all(machine.finished(s) for s in states):
+                return
+            inputs = chosen[:, None]  # B 1
+            if padded:
+                attention = torch.cat([attention, attention.new_ones(len(prompts), 1)], 1)
+                positions = positions[:, -1:] + 1
+
+    def _beam_search(self, prompts: list[list[int]], kind: str) -> list[list[int]]:
+        started = time.perf_counter()
+        inputs, attention = self._padded(prompts)
+        length, d = inputs.shape[1], self.decoding
+        limit = self._new_tokens(length, kind)
+        if d.sample:
+            torch.manual_seed(d.seed)
+        sampling = {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p} if d.sample else {}
+        found = self.model.generate(
+            inputs, attention_mask=attention, max_new_tokens=limit, num_beams=d.beams, do_sample=d.sample,
+            logits_processor=[TurnGrammar(self.vocabulary, kind, length, limit, **asdict(d.limits))],
+            eos_token_id=self.vocabulary.eos_id, pad_token_id=self.vocabulary.pad_id, **sampling,
+        )[:, length:].tolist()  # fmt: skip
+        total = time.perf_counter() - started
+        self.timings = Timings(length, max(map(len, found)), total, total)
+        end = self.vocabulary.eos_id
+        return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
+
+    def _padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left-padded: ((B, L) int64 ids, (B, L) int64 mask)."""
+        length = max(map(len, prompts))
+        pad = self.vocabulary.pad_id
+        ids = [[pad] * (length - len(p)) + p for p in prompts]
+        mask = [[0] * (length - len(p)) + [1] * len(p) for p in prompts]
+        device = self.model.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _longest_prompt(self, kind: str) -> int:
+        return self._room - turn_machine(self.vocabulary, kind, self.decoding.limits).shortest
+
+    def _new_tokens(self, prompt_length: int, kind: str) -> int:
+        """What the settings and the model's positions leave; the grammar closes the turn within it."""
+        limit = min(self.decoding.max_new_tokens, self._room - prompt_length)
+        shortest = turn_machine(self.vocabulary, kind, self.decoding.limits).shortest
+        if limit < shortest:
+            raise ValueError(
+                f"the prompt is {prompt_length} tokens and a {kind} answer at least {shortest}; "
+                f"the model holds {self._room}, at most {self.decoding.max_new_tokens} of them new"
+            )
+        return limit
+
+
+def _kind(question: Question, out: str) -> str:
+    if out not in OUTPUTS:
+        raise ValueError(f"output {out!r}; expected {' or '.join(OUTPUTS)}")
+    if not len(question):
+        raise ValueError("the question is empty")
+    return f"{'text' if isinstance(question, str) else 'speech'}-{out}"
+
+
+def _chooser(decoding: Decoding, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Scores (B, V) -> tokens (B,)."""
+    if not decoding.sample:
+        return lambda scores: scores.argmax(-1)
+    random = torch.Generator(device).manual_seed(decoding.seed)
+    warpers = [TemperatureLogitsWarper(float(decoding.temperature))]
+    warpers += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
+    warpers += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
+
+    def choose(scores: torch.Tensor) -> torch.Tensor:
+        for warper in warpers:
+            scores = warper(None, scores)
+        return torch.multinomial(scores.softmax(-1), 1, generator=random)[:, 0]
+
+    return choose
