@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import SPLITS, UnitRow, read_units
 from speechgpt.data.splits import text_key
-from speechgpt.data.spoken import SpokenAnswers
+from speechgpt.data.spoken import SpeakAll, SpokenAnswers
 
 Speak = Callable[[str], list[int]]  # a text to its units (U)
 
@@ -171,9 +172,28 @@ def read_proportions(text: str) -> dict[str, float]:
     return weights
 
 
-def load_speaker(model: Path) -> Speak:
+def load_speaker(model: Path, stage_config: Path | None = None) -> SpeakAll:
+    """Text to units, by a model directory or by a stage's LLaMA folder (prompted as its config says)."""
     # By name, and only when asked for: the language model's package depends on data, not data on it.
-    return import_module("speechgpt.generate").Generator.load(model).speak_units
+    models, stages = import_module("speechgpt.model_dir"), import_module("speechgpt.stages")
+    if (model / models.MODEL_FILE).is_file():
+        return models.find_model(model).load_generator().speak_batch
+    prefix = stages.StageConfig.load(stage_config).prefix if stage_config else ""
+    return models.load_generator(model, prefix).speak_batch
+
+
+def spoken_texts(questions: list[QuestionAnswer], recordings: Recordings, plan: ChainPlan) -> set[str]:
+    """The answers that `build_rows` will ask its `speak` for: those of the kinds that were drawn."""
+    texts: set[str] = set()
+
+    def note(text: str) -> list[int]:
+        texts.add(text)
+        return [0]
+
+    rehearsal = Rejects("", max_bad=sys.maxsize)  # never entered, so that it writes nothing
+    for _ in build_rows(questions, recordings, plan, rehearsal, note):
+        pass
+    return texts
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -189,7 +209,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="write only these splits to OUT")
     add("--answer-voice", default="", help="use only answers .a.VOICE (default: drawn)")
-    add("--speak-with", type=Path, metavar="LLM_DIR", help="a stage 2 model that turns the answers to units")
+    add(
+        "--speak-with", type=Path, metavar="DIR", help="a model (stage 2's, or assembled) that speaks answers"
+    )
+    add("--stage-config", type=Path, help="stage2.yaml of --speak-with, for its prefix")
     add("--max-answer-words", type=int, default=0, help="leave longer answers out (published: 35)")
     add("--max-units", type=int, default=0, help="reject longer questions and answers (default 0: no limit)")
     add("--max-bad", type=int, default=0, help="rejects to tolerate; they go to OUT's .rejects.jsonl")
@@ -206,9 +229,14 @@ def main(argv: list[str]) -> int:
     plan = ChainPlan(
         args.proportions, args.seed, args.every_kind, args.max_answer_words, args.max_units, args.answer_voice
     )
-    spoken = SpokenAnswers(args.out, args.speak_with, load_speaker) if args.speak_with else None
+    spoken = None
+    if args.speak_with:
+        load = partial(load_speaker, args.speak_with, args.stage_config)
+        spoken = SpokenAnswers(args.out, args.speak_with, load)
     with Rejects.beside(args.out, args.max_bad) as rejects, spoken or nullcontext():
-        rows = list(build_rows(questions, recordings, plan, rejects, spoken and spoken.speak))
+        if spoken:
+            spoken.speak_all(spoken_texts(questions, recordings, plan))
+        rows = list(build_rows(questions, recordings, plan, rejects, spoken and spoken.units.__getitem__))
         rows = [row for row in rows if row.split in args.splits]
         if not rows:
             raise ValueError(f"{', '.join(map(str, args.qa))}: no rows in {', '.join(args.splits)}")
