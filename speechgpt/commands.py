@@ -1,0 +1,231 @@
+"""talk, transcribe, speak: each input is checked before the model is loaded, and answered or refused on its
+own; one refusal never costs the others their answer.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from speechgpt.cli import OK, complain, one_line
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "mini"
+DEFAULT_OUT = Path("work/talk")
+
+
+class Faults:
+    """Turns the errors of single inputs into one line each, and remembers that there were any."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self.code = OK
+
+    def report(self, name: object, error: Exception) -> None:
+        message = one_line(error)
+        if str(name) not in message:
+            message = f"{name}: {message}"
+        self.code = complain(f"speechgpt {self._command}: {message}")
+
+    def attempt(self, name: object, work: Callable[..., T], *args: Any) -> T | None:
+        """work(*args), or None when it refuses its input, which is then reported under `name`."""
+        try:
+            return work(*args)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, MemoryError) as error:
+            self.report(name, error)
+            return None
+
+
+def talk(argv: list[str]) -> int:
+    """Answers each file (or --text); each answer is printed (with --json as one object) when it is ready."""
+    args = _talk_parser().parse_args(argv)
+    if bool(args.files) == (args.text is not None):
+        raise ValueError("give either files or --text")
+    if args.text is not None and not args.text.strip():
+        raise ValueError("--text is empty")
+    from speechgpt.model_dir import find_model
+
+    model_dir, model = find_model(args.model), None
+    typed = args.text is not None
+    questions = ["--text"] if typed else args.files
+    wavs = answer_names(["text"] if typed else args.files, args.out_dir)
+    faults = Faults("talk")
+    for question, wav in zip(questions, wavs, strict=True):
+        started = time.perf_counter()
+        heard = args.text if typed else faults.attempt(question, _read_question, question, model_dir)
+        if heard is None:
+            continue
+        reading = time.perf_counter() - started
+        model = model or load_model(model_dir, args, encoder=not typed, vocoder=not args.no_speech)
+        reply = faults.attempt(question, _answer, model, heard, args, wav)
+        if reply is not None:
+            _print_reply(None if typed else question, reply, wav, reading, args.json)
+    return faults.code
+
+
+def _read_question(path: str, model_dir):
+    """(T,) float32 at 16 kHz. The length limit is checked by the file's header, before it is decoded."""
+    from speechgpt.data.audio import read_audio
+
+    return read_audio(path, max_seconds=model_dir.config.max_question_seconds)
+
+
+def _answer(model, heard, args: argparse.Namespace, wav: Path):
+    """The reply to a waveform or a text; its speech, if any, is in `wav`."""
+    spoken = not isinstance(heard, str)
+    question, text = (heard, None) if spoken else (None, heard)
+    reply = model.reply(question, text, speech=not args.no_speech, seed=args.seed)
+    if reply.waveform is not None:
+        save_speech(wav, reply.waveform, reply.sample_rate)
+    return reply
+
+
+def _talk_parser() -> argparse.ArgumentParser:
+    parser = command_parser("talk", "Answers spoken questions with speech.")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="recordings of a question each")
+    parser.add_argument("--text", help="a typed question instead of files")
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=DEFAULT_OUT,
+        help=f"folder for NAME.answer.wav (default: {DEFAULT_OUT})",
+    )
+    parser.add_argument("--no-speech", action="store_true", help="answer in text alone, write no wav")
+    add_json(parser)
+    add_model(parser)
+    return parser
+
+
+def _print_reply(path: str | None, reply, wav: Path, read_seconds: float, as_json: bool) -> None:
+    """`timings` count from the moment the file was opened, with the model loaded."""
+    timings = {k: None if v is None else round(v + read_seconds, 4) for k, v in reply.timings.items()}
+    spoken = reply.waveform is not None
+    seconds_out = round(len(reply.waveform) / reply.sample_rate, 3) if spoken else 0.0
+    if as_json:
+        row = {
+            "path": path,
+            "transcript": reply.transcript,
+            "answer": reply.answer,
+            "wav": str(wav) if spoken else None,
+            "seconds_in": round(reply.seconds_in, 3),
+            "seconds_out": seconds_out,
+            "timings": timings,
+        }
+        emit(json.dumps(row, ensure_ascii=False))
+        return
+    lines = [path or "typed question", f"  heard   {reply.transcript}", f"  answer  {reply.answer}"]
+    if spoken:
+        lines.append(f"  speech  {wav} ({seconds_out:.2f} s)")
+    lines.append("  took    " + describe_timings(timings))
+    emit("\n".join(lines))
+
+
+def describe_timings(timings: dict[str, float | None]) -> str:
+    """{"encode": 0.1, "first_token": 0.2, ...} to "encode 0.10 s, first token 0.20 s, ..."."""
+    known = ((name.replace("_", " "), value) for name, value in timings.items() if value is not None)
+    return ", ".join(f"{name} {value:.2f} s" for name, value in known)
+
+
+def answer_names(questions: list[str], folder: Path) -> list[Path]:
+    """One path for each question: NAME.answer.wav, numbered where two questions share a name."""
+    taken: set[str] = set()
+    paths = []
+    for question in questions:
+        stem, name, number = Path(question).stem or "answer", None, 1
+        while name is None or name.lower() in taken:  # folders may not tell a.wav from A.wav
+            name = f"{stem}.answer.wav" if number == 1 else f"{stem}-{number}.answer.wav"
+            number += 1
+        taken.add(name.lower())
+        paths.append(folder / name)
+    return paths
+
+
+def transcribe(argv: list[str]) -> int:
+    """Prints `path: text` a line (the text alone for a single file), or with --json one object."""
+    parser = command_parser("transcribe", "Writes down what recordings say.")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    add_json(parser)
+    add_model(parser)
+    args = parser.parse_args(argv)
+    from speechgpt.model_dir import find_model
+
+    model_dir, model = find_model(args.model), None
+    faults = Faults("transcribe")
+    for path in args.files:
+        waveform = faults.attempt(path, _read_question, path, model_dir)
+        if waveform is None:
+            continue
+        model = model or load_model(model_dir, args, encoder=True, vocoder=False)
+        text = faults.attempt(path, model.transcribe, waveform, args.seed)
+        if text is None:
+            continue
+        if args.json:
+            emit(json.dumps({"path": path, "text": text}, ensure_ascii=False))
+        else:
+            emit(text if len(args.files) == 1 else f"{path}: {text}")
+    return faults.code
+
+
+def speak(argv: list[str]) -> int:
+    parser = command_parser("speak", "Says a text.")
+    parser.add_argument("text", metavar="TEXT")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav to write")
+    add_model(parser)
+    args = parser.parse_args(argv)
+    if not args.text.strip():
+        raise ValueError("TEXT is empty")
+    from speechgpt.model_dir import find_model
+
+    check_target(args.out)
+    model = load_model(find_model(args.model), args, encoder=False, vocoder=True)
+    waveform = model.speak(args.text, seed=args.seed)
+    save_speech(args.out, waveform, model.sample_rate)
+    emit(f"{args.out} ({len(waveform) / model.sample_rate:.2f} s)")
+    return OK
+
+
+def load_model(model_dir, args: argparse.Namespace, encoder: bool, vocoder: bool):
+    from speechgpt.pipeline import SpeechGPT
+
+    return SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder)
+
+
+def save_speech(path: Path, waveform, sample_rate: int) -> None:
+    """Writes a whole wav or none. Raises OSError that names it."""
+    from speechgpt.data.audio import write_wav
+
+    check_target(path)
+    try:
+        write_wav(path, waveform, sample_rate)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {one_line(OSError(error.errno, error.strerror))}") from error
+
+
+def check_target(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is not a regular file; --out names the wav to write")
+
+
+def emit(line: str) -> None:
+    """Each result leaves at once, so that a reader sees it while the next one is being made."""
+    print(line, flush=True)
+
+
+def command_parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"speechgpt {name}", description=description)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
+
+
+def add_model(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="mini|DIR", help="default: mini")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="for models that sample (default 0)")

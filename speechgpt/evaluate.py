@@ -1,0 +1,206 @@
+"""`speechgpt eval`: how well a model hears, speaks and answers, the vocoder's faults told from the model's.
+
+Writes OUT/report.json and, from it, OUT/report.html. Every figure comes with its number of items, its
+bootstrap interval, a floor (what costs nothing) and a ceiling (what the best input reaches).
+"""
+
+import argparse
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from speechgpt.data.files import read_json, write_json, write_text
+from speechgpt.data.qa_file import read_questions
+from speechgpt.data.rows import Utterance, read_manifest, read_units
+from speechgpt.data.settings import load_settings
+from speechgpt.judge import load_judge
+from speechgpt.model_dir import find_model, load_generator
+from speechgpt.report_page import render
+
+
+@dataclass
+class EvalConfig:
+    """eval.yaml: how much of the held-out rows is scored, and who listens. 0 rows leaves a section out."""
+
+    judge: str = "pocketsphinx"  # pocketsphinx | self (the model's own transcription)
+    split: str = "dev"  # of the manifest, the unit rows and the questions
+    corpora: list = field(default_factory=list)  # names of the corpora to score; empty: all
+    asr_rows: int = 100
+    tts_rows: int = 50
+    resynthesis_rows: int = 50
+    unit_rows: int = 200  # for the perplexity
+    turn_rows: int = 100
+    max_words: int = 30  # longer texts are left out
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvalConfig":
+        return load_settings(cls, path)
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    config = EvalConfig.load(args.config) if args.config else EvalConfig()
+    model_dir = find_model(args.model)
+    stages = dict(_named(s) for s in args.stage)
+    rows = _recordings(args.manifest, config, model_dir.config.max_question_seconds)
+    units = [row for path in args.units for row in read_units(path)]
+    questions = [q for path in args.qa for q in read_questions(path)]
+    from speechgpt.pipeline import SpeechGPT
+
+    started = time.time()
+    model = SpeechGPT(model_dir, args.device, encoder=True, vocoder=True)
+    judge = load_judge(config.judge, model.transcribe)
+    sections = _speech_sections(model, judge, rows, config)
+    sections += _turn_sections(model, judge, rows, questions, config)
+    sections += _unit_sections(model, units, stages, args.unit_quality, config, args.device)
+    if not sections:
+        raise ValueError(
+            f"nothing to score: no rows of split {config.split!r} with a text, no unit rows, no questions"
+        )
+    report = {
+        "title": f"{model_dir.config.name}: evaluation",
+        "facts": {
+            "model": model_dir.config.name,
+            "judge": judge.name,
+            "split": config.split,
+            "seed": config.seed,
+        },
+        "config": asdict(config),
+        "seconds": round(time.time() - started, 1),
+        "sections": sections,
+    }
+    write_text(args.out / "report.html", render(report))
+    write_json(args.out / "report.json", report)
+    for line in summary(report):
+        print(line)
+    print(f"{args.out}/report.json, {args.out}/report.html")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="speechgpt eval", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--config", type=Path, help="eval.yaml")
+    add("--model", default="mini", metavar="mini|DIR", help="default: mini")
+    add(
+        "--manifest", type=Path, nargs="*", default=[], help="recordings with texts, for hearing and speaking"
+    )
+    add("--units", type=Path, nargs="*", default=[], help="unit rows, for the perplexity")
+    add("--qa", type=Path, nargs="*", default=[], help="question-answer files, for the turns")
+    add("--stage", nargs="*", default=[], metavar="NAME=DIR", help="language models after each stage")
+    add("--unit-quality", type=Path, help="what `speechgpt unit-quality` wrote")
+    add("--out", type=Path, required=True, help="folder for report.json and report.html")
+    add("--device", default="auto", help="auto (default), cpu or cuda")
+    return parser
+
+
+def _named(stage: str) -> tuple[str, Path]:
+    name, found, folder = stage.partition("=")
+    if not found or not name:
+        raise ValueError(f"--stage {stage}: expected NAME=DIR, such as stage1=work/toy/stage1")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"--stage {stage}: no such folder")
+    return name, Path(folder)
+
+
+def _recordings(manifests: list[Path], config: EvalConfig, longest: float) -> list[tuple[Utterance, Path]]:
+    """The rows of the split with their audio files, questions' and answers' recordings included."""
+    found = []
+    for manifest in manifests:
+        for row in read_manifest(manifest):
+            wanted = not config.corpora or row.corpus in config.corpora
+            if wanted and row.split == config.split and row.seconds <= longest:
+                found.append((row, row.audio(manifest)))
+    return found
+
+
+def _draw(rows: list, count: int, seed: int) -> list:
+    """`count` of the rows, the same for the same seed, in their own order."""
+    if len(rows) <= count:
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]
+
+
+def _speech_sections(
+    model, judge, rows: list[tuple[Utterance, Path]], config: EvalConfig
+) -> list[dict[str, Any]]:
+    from speechgpt import scores
+
+    texts = [(row, path) for row, path in rows if 0 < len(row.text.split()) <= config.max_words]
+    jobs = [
+        (scores.hearing, config.asr_rows),
+        (scores.speaking, config.tts_rows),
+        (scores.resynthesis, config.resynthesis_rows),
+    ]
+    drawn = [(score, _draw(texts, count, config.seed)) for score, count in jobs]
+    return [score(model, some, judge, config.seed) for score, some in drawn if some]
+
+
+def _turn_sections(model, judge, rows, questions, config: EvalConfig) -> list[dict[str, Any]]:
+    from speechgpt import scores
+
+    # A question without a split of its own goes with its recordings, of which only this split's are here.
+    named = {row.id.rpartition(".q")[0] or row.id for row, _ in rows}
+    held = [
+        q for q in questions if q.split == config.split or (not q.split and (q.question_id or q.id) in named)
+    ]
+    if not held or not config.turn_rows:
+        return []
+    return [scores.turns(model, held, rows, judge, config.turn_rows, config.seed)]
+
+
+def _unit_sections(model, units, stages, quality: Path | None, config: EvalConfig, device: str) -> list[dict]:
+    from speechgpt import scores
+
+    sections = []
+    rows = _draw(
+        [row for row in units if row.split == config.split and row.units], config.unit_rows, config.seed
+    )
+    if rows:
+        loaders: dict[str, Any] = {
+            name: partial(load_generator, folder, device=device)
+            for name, folder in stages.items()
+            if not (folder / "adapter_config.json").exists()  # merged, it is the finished model
+        }
+        loaders["the last stage (the model itself)"] = lambda: model.generator
+        train = [row for row in units if row.split == "train"]
+        sections.append(scores.unit_perplexity(loaders, rows, train, config.seed))
+    done = {name: read_json(d / "done.json") for name, d in stages.items() if (d / "done.json").is_file()}
+    values = {
+        f"{name}: {key}": value for name, found in done.items() for key, value in plain_values(found).items()
+    }
+    if values:
+        sections.append(
+            {"title": "Training", "text": "What each stage wrote when it ended.", "values": values}
+        )
+    if quality is not None:
+        found = plain_values(read_json(quality))
+        sections.append({"title": "Unit quality", "text": "Units against phones.", "values": found})
+    return sections
+
+
+def plain_values(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The numbers of a nested mapping, by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            flat |= plain_values(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """One line a measure for the terminal."""
+    from speechgpt.report_page import figure
+
+    lines = []
+    for row in (m for section in report["sections"] for m in section.get("measures", [])):
+        value, low, high = (figure(row[k], row["unit"]) for k in ("value", "low", "high"))
+        anchors = [f"{w} {figure(row[w], row['unit'])}" for w in ("floor", "ceiling") if row[w] is not None]
+        lines.append(f"{row['name']:<40} {value:>8}  [{low}, {high}]  n={row['n']}  {', '.join(anchors)}")
+    return lines

@@ -1,0 +1,210 @@
+"""Speech in, speech out: encoder, language model and vocoder of one model directory, behind one class.
+
+from speechgpt import SpeechGPT
+reply = SpeechGPT.load("mini").reply("question.wav")
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speechgpt.data.audio import check_waveform, read_audio
+from speechgpt.devices import choose_device
+from speechgpt.model_dir import ModelDir, find_model
+
+if TYPE_CHECKING:
+    from speechgpt.generate import Generator
+    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.vocoder.synthesize import Synthesizer
+
+Recording = str | Path | np.ndarray  # an audio file, or a waveform (T,) float32 at 16 kHz
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answered turn. Earlier replies, given as `history`, make a conversation of several turns."""
+
+    transcript: str  # the question as the model heard it, or as it was typed
+    answer: str  # what the model says
+    units: np.ndarray  # (U,) int64, the answer's deduplicated units; empty without speech
+    waveform: np.ndarray | None = field(
+        repr=False
+    )  # (T,) float32 in [-1, 1], the answer; None without speech
+    sample_rate: int  # Hz, of `waveform`
+    seconds_in: float  # length of the spoken question; 0 when it was typed
+    timings: dict[str, float | None]  # encode, first_token, first_sound, total: seconds since the call
+    question_frames: np.ndarray = field(repr=False)  # (N,) int64, a unit a frame; empty when it was typed
+    turn: tuple[Any, Any] = field(
+        repr=False
+    )  # (question, speechgpt.answers.Turn), for the next turn's history
+
+
+class SpeechGPT:
+    """The parts that are not loaded at once are loaded when first used."""
+
+    def __init__(
+        self,
+        model_dir: ModelDir,
+        device: str = "auto",
+        encoder: bool = False,
+        llm: bool = True,
+        vocoder: bool = False,
+    ) -> None:
+        """The flags say what to load now."""
+        self.model_dir = model_dir
+        self.device = choose_device(device)
+        wanted = {"encoder": encoder, "generator": llm, "synthesizer": vocoder}
+        for name in (name for name, now in wanted.items() if now):
+            getattr(self, name)
+
+    @classmethod
+    def load(cls, model: str | Path = "mini", device: str = "auto") -> "SpeechGPT":
+        """`model`: a shipped model's name, or a model directory. ValueError lists the known names."""
+        return cls(find_model(model), device, encoder=True, llm=True, vocoder=True)
+
+    @cached_property
+    def encoder(self) -> "UnitEncoder":
+        return self.model_dir.load_encoder(self.device)
+
+    @cached_property
+    def generator(self) -> "Generator":
+        return self.model_dir.load_generator(self.device)
+
+    @cached_property
+    def synthesizer(self) -> "Synthesizer":
+        return self.model_dir.load_synthesizer(self.device)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz, of the waveforms that the model speaks."""
+        return self.synthesizer.sample_rate
+
+    def reply(
+        self,
+        question: Recording | None = None,
+        text: str | None = None,
+        speech: bool = True,
+        history: Sequence[Reply] = (),
+        seed: int | None = None,
+    ) -> Reply:
+        """Answers a spoken question, or the typed `text`. `seed` fixes what a sampling model draws."""
+        if (question is None) == (text is None):
+            raise ValueError("give either a recording or a text")
+        if text is not None and not text.strip():
+            raise ValueError("the question's text is empty")
+        clock = _Clock()
+        frames, seconds_in = np.zeros(0, np.int64), 0.0
+        if question is not None:
+            waveform = self._waveform(question)
+            seconds_in = len(waveform) / self.encoder.encoder.sample_rate
+            frames = self.encoder.encode([waveform])[0]  # N
+            clock.mark("encode")
+        asked = text if text is not None else deduplicated(frames)
+        turn = self._seeded(seed).turn(
+            asked,
+            out="speech" if speech else "text",
+            history=[reply.turn for reply in history],
+            on_token=lambda _: clock.mark("first_token"),
+        )
+        sound = None
+        if speech:
+            sound = say_units(self.synthesizer, turn.units, durations="predicted")  # T
+            clock.mark("first_sound")
+        return Reply(
+            transcript=turn.transcript if text is None else text,
+            answer=turn.answer,
+            units=np.asarray(turn.units, dtype=np.int64),
+            waveform=sound,
+            sample_rate=self.synthesizer.sample_rate if speech else 0,
+            seconds_in=seconds_in,
+            timings=clock.timings(),
+            question_frames=frames,
+            turn=(asked, turn),
+        )
+
+    def transcribe(self, question: Recording, seed: int | None = None) -> str:
+        """What a recording says."""
+        frames = self.encoder.encode([self._waveform(question)])[0]  # N
+        return self._seeded(seed).transcribe(deduplicated(frames))
+
+    def speak(self, text: str, seed: int | None = None) -> np.ndarray:
+        """(T,) float32 at `sample_rate`: the text, said."""
+        if not text.strip():
+            raise ValueError("the text is empty")
+        units = self._seeded(seed).speak_units(text)
+        return say_units(self.synthesizer, units, durations="predicted")
+
+    def encode(self, question: Recording) -> np.ndarray:
+        """A recording of any length to its units, one a frame: (N,) int64."""
+        if isinstance(question, np.ndarray):
+            check_waveform(question, "waveform")
+            return self.encoder.encode([question])[0]
+        return self.encoder.encode_file(question)
+
+    def decode(self, units: Sequence[int], speaker: str | int | None = None) -> np.ndarray:
+        """Units to (T,) float32 at `sample_rate`. One a frame they keep their timing, see `say_units`."""
+        return say_units(self.synthesizer, units, speaker)
+
+    def _seeded(self, seed: int | None) -> "Generator":
+        if seed is not None:
+            self.generator.decoding = replace(self.generator.decoding, seed=seed)
+        return self.generator
+
+    def _waveform(self, question: Recording) -> np.ndarray:
+        """(T,) float32 at the encoder's rate, checked and within the model's limit."""
+        rate, limit = self.encoder.encoder.sample_rate, self.model_dir.config.max_question_seconds
+        if not isinstance(question, np.ndarray):
+            return read_audio(question, rate, max_seconds=limit)
+        check_waveform(question, "waveform")
+        if len(question) > limit * rate:
+            raise ValueError(
+                f"waveform: {len(question) / rate:.0f} s of audio; the limit here is {limit:.0f} s"
+            )
+        return question
+
+
+class _Clock:
+    """Seconds since it was made, at named moments; each name counts once."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._marks: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        self._marks.setdefault(name, time.perf_counter() - self._start)
+
+    def timings(self) -> dict[str, float | None]:
+        self.mark("total")
+        return {name: self._marks.get(name) for name in ("encode", "first_token", "first_sound", "total")}
+
+
+def deduplicated(frames: np.ndarray) -> list[int]:
+    """Frames (N,) to units (U,) as the language model takes them."""
+    from speechgpt.units.dedup import deduplicate
+
+    return deduplicate(frames)[0].tolist()
+
+
+def say_units(
+    synthesizer: "Synthesizer",
+    units: Sequence[int],
+    speaker: str | int | None = None,
+    durations: str = "auto",
+) -> np.ndarray:
+    """Units to (T,) float32.
+
+    `durations`: "true" takes every unit for one frame, "predicted" asks the vocoder for the timing of the
+    deduplicated units; "auto" is "true" where a unit repeats, which deduplicated units never do.
+    """
+    from speechgpt.units.dedup import deduplicate
+
+    given = np.asarray(units, dtype=np.int64)
+    found, frames = deduplicate(given)  # U, U
+    if durations == "true" or (durations == "auto" and len(found) < len(given)):
+        return synthesizer.synthesize([found], [frames], speaker=speaker)[0]
+    return synthesizer.synthesize([found], speaker=speaker)[0]

@@ -1,0 +1,114 @@
+"""encode and decode: recordings to unit text, and unit text to recordings."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from speechgpt.commands import Faults, add_model, check_target, command_parser, emit, save_speech
+
+
+def encode(argv: list[str]) -> int:
+    parser = command_parser("encode", "Recordings to units: <sosp>...<eosp> a line for each file, in order.")
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--encoder", type=Path, metavar="PATH", help="encoder folder (default: the model's)")
+    parser.add_argument("--codebook", type=Path, metavar="PATH", help="codebook file (default: the model's)")
+    parser.add_argument("--layer", type=int, metavar="N", help="encoder layer (default: the codebook's)")
+    parser.add_argument("--frames", action="store_true", help="one unit a frame, not deduplicated")
+    add_model(parser, seed=False)
+    args = parser.parse_args(argv)
+    from speechgpt.data.audio import scan_audio
+    from speechgpt.data.unit_text import units_to_text
+    from speechgpt.model_dir import load_encoder
+
+    encoder_path, codebook_path, layer = _encoder_parts(args)
+    faults, encoder = Faults("encode"), None
+    for path in args.files:
+        if faults.attempt(path, scan_audio, path) is None:
+            continue
+        encoder = encoder or load_encoder(encoder_path, codebook_path, layer, args.device)
+        frames = faults.attempt(path, encoder.encode_file, path)
+        if frames is not None:
+            emit(units_to_text(frames if args.frames else _deduplicated(frames)))
+    return faults.code
+
+
+def _deduplicated(frames):
+    from speechgpt.units.dedup import deduplicate
+
+    return deduplicate(frames)[0]
+
+
+def _encoder_parts(args: argparse.Namespace) -> tuple[Path, Path, int | None]:
+    if args.encoder and args.codebook:
+        return args.encoder, args.codebook, args.layer
+    from speechgpt.model_dir import find_model
+
+    found = find_model(args.model)
+    return args.encoder or found.encoder, args.codebook or found.codebook, args.layer
+
+
+def decode(argv: list[str]) -> int:
+    """Unit text with repeats (`encode --frames`) keeps its timing; without, durations are predicted."""
+    parser = command_parser(
+        "decode", "Units to speech. A file of several lines gives NAME-1.wav, NAME-2.wav, ..."
+    )
+    parser.add_argument(
+        "units", metavar="UNITS|FILE|-", help="<sosp><12>...<eosp>, a file of such lines, or -"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav to write")
+    parser.add_argument("--vocoder", type=Path, metavar="DIR", help="vocoder folder (default: the model's)")
+    parser.add_argument("--speaker", help="name or number, for a vocoder of several voices")
+    add_model(parser, seed=False)
+    args = parser.parse_args(argv)
+    check_target(args.out)
+    from speechgpt.data.unit_text import text_to_units
+
+    lines = _unit_lines(args.units)
+    faults, vocoder = Faults("decode"), None
+    for (name, line), out in zip(lines, _numbered(args.out, len(lines)), strict=True):
+        units = faults.attempt(name, text_to_units, line)
+        if units is None:
+            continue
+        vocoder = vocoder or _load_vocoder(args)
+        waveform = faults.attempt(name, _decode, vocoder, units, args.speaker, out)
+        if waveform is not None:
+            emit(f"{out} ({len(waveform) / vocoder.sample_rate:.2f} s)")
+    return faults.code
+
+
+def _decode(vocoder, units: list[int], speaker: str | None, out: Path):
+    from speechgpt.pipeline import say_units
+
+    if not units:
+        raise ValueError("there are no units between <sosp> and <eosp>")
+    number = speaker is not None and speaker not in vocoder.speakers and speaker.isdecimal()
+    waveform = say_units(vocoder, units, int(speaker) if number else speaker)
+    save_speech(out, waveform, vocoder.sample_rate)
+    return waveform
+
+
+def _load_vocoder(args: argparse.Namespace):
+    from speechgpt.model_dir import find_model, load_synthesizer
+
+    return load_synthesizer(args.vocoder or find_model(args.model).vocoder, args.device)
+
+
+def _unit_lines(source: str) -> list[tuple[str, str]]:
+    """[(name for messages, unit text), ...]; `source` is units (it starts with <), a file, or - for stdin."""
+    if source.lstrip().startswith("<"):
+        return [("UNITS", source)]
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not a text file of units") from error
+    name = "standard input" if source == "-" else source
+    lines = [(f"{name}:{n}", line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{name}: holds no units; expected <sosp><12><7>...<eosp> lines")
+    return lines
+
+
+def _numbered(out: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{n}{out.suffix or '.wav'}") for n in range(1, count + 1)]
