@@ -129,7 +129,8 @@ class Encoder(nn.Module):
         kept = copy.model.state_dict().keys()
         weights = {k: v.detach().cpu() for k, v in self.model.state_dict().items() if k in kept}
         copy.model.load_state_dict({k: v.to(dtype or v.dtype).float() for k, v in weights.items()})
-        copy.derived_from = self.derived_from or self.fingerprint
+        original = self.derived_from or self.fingerprint
+        copy.derived_from = original if original != copy.compute_fingerprint() else ""
         return copy
 
     @property
@@ -165,9 +166,12 @@ class Encoder(nn.Module):
     @property
     def fingerprint(self) -> str:
         """sha256 over the float32 weights and the settings that change features, for any layer."""
-        if not self._fingerprint or self.training:
-            self._fingerprint = self.compute_fingerprint()
-        return self._fingerprint
+        return self._fingerprint or self.compute_fingerprint()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        if mode:
+            self._fingerprint = ""  # the weights are about to change
+        return super().train(mode)
 
     def compute_fingerprint(self) -> str:
         settings = {name: getattr(self.config, name) for name in _FINGERPRINTED}

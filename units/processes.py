@@ -1,0 +1,57 @@
+"""This process among those that torchrun started; alone without it."""
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from speechgpt.units.encoder import choose_device
+from torch import distributed
+
+PATIENCE = timedelta(hours=1)  # while the first process makes labels
+
+
+@dataclass
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: str) -> "World":
+        """Joins the group that torchrun's environment describes, each process on its own GPU."""
+        chosen, size = choose_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls(0, 1, chosen)
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(chosen)
+        if not distributed.is_initialized():
+            distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+        return cls(int(os.environ["RANK"]), size, chosen)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            distributed.barrier()
+
+    def agree(self, value: float) -> float:
+        """The first process's value, everywhere."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        distributed.broadcast(shared, 0)
+        return float(shared)
+
+    def say(self, message: str) -> None:
+        """One line on standard error, from the first process alone."""
+        if self.first:
+            print(message, file=sys.stderr, flush=True)
+
+    def leave(self) -> None:
+        if self.size > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
