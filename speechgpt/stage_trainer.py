@@ -22,6 +22,11 @@ from speechgpt.data.files import write_json
 from speechgpt.stages import StageConfig
 from speechgpt.vocabulary import Vocabulary
 
+# Processes without CUDA are on "cpu:0", "cpu:1", ..., where torch.load cannot put a checkpoint by itself.
+ANY_CPU_PRIORITY = 1000
+torch.serialization.register_package(
+    ANY_CPU_PRIORITY, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
+)
 MAX_PERPLEXITY = 1e9  # shown instead of infinity, which JSON lacks
 
 

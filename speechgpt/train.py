@@ -11,12 +11,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from speechgpt.cli import QUIET
 from speechgpt.stages import Run, StageConfig, check_trainer_keys
 
 if TYPE_CHECKING:
     from speechgpt.stage_trainer import StageTrainer
 
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 NOT_FOR_USERS = ("training_args.bin", "README.md")  # written by the libraries; hold this machine's paths
 
 

@@ -1,4 +1,4 @@
-"""Each stage in two processes under torchrun ends like one process that accumulates the same batches."""
+"""Each stage in two processes under torchrun, killed once, ends like one process that accumulates batches."""
 
 import json
 import os
@@ -26,9 +26,24 @@ STAGES = {
 }
 DRIVER = """
 import json, sys
+from speechgpt.stage_trainer import Progress
 from speechgpt.train import main
+
+class Killed(Exception):
+    pass
+
+def kill(self, args, state, control, **_):
+    if state.global_step == 3:
+        raise Killed
+
+straight = Progress.on_step_end
 for argv in json.load(open(sys.argv[1])):
-    assert main(argv) == 0
+    Progress.on_step_end = kill
+    try:
+        main(argv)
+    except Killed:
+        Progress.on_step_end = straight
+    assert main(argv) == 0  # goes on from checkpoint-2
 """
 
 
@@ -53,6 +68,7 @@ def test_two_processes_train_what_one_does(world, tmp_path):
         capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stderr.count("goes on from checkpoint-2") == len(STAGES)
     for stage in STAGES:
         one, two = (tmp_path / f"out{stage}{name}" for name in ("one", "two"))
         done = json.loads((two / "done.json").read_text())
