@@ -11,8 +11,8 @@ A answer, U units between `<sosp>` and `<eosp>`; supervised after `[SpeechGPT]`)
     text-speech    <s> prefix [Human] Q <eoh> [SpeechGPT] [ta] A [ua] U <eoa> </s>
     text-text      <s> prefix [Human] Q <eoh> [SpeechGPT] [ta] A <eoa> </s>          (also chat)
 
-The upstream spelling is the published one (`speechgpt.data.published`), between `<s>` and `</s>`. Its prompts end
-with `[SpeechGPT]:` as the training rows do; the released inference template has a space more, which is a token.
+The upstream spelling is the published one (`speechgpt.data.published`), between `<s>` and `</s>`. Its prompts
+end with `[SpeechGPT]:` as the training rows do; the released inference template adds a space, a token more.
 """
 
 from collections.abc import Iterable, Sequence
