@@ -162,7 +162,10 @@ def main(argv: list[str]) -> int:
     add("--question", type=Path, help="a wav for `speechgpt demo`")
     add("--out", type=Path, required=True, help="model directory to write")
     args = parser.parse_args(argv)
+    from speechgpt.generate import Decoding
+
     settings = ModelSettings.load(args.config)
+    Decoding.from_dict(settings.decoding)  # refuses what the generator would refuse at every start
     prefix = StageConfig.load(args.stage_config).prefix if args.stage_config else ""
     paths = {name: getattr(args, name) for name in ("encoder", "codebook", "llm", "vocoder")}
     assemble(Parts.load(paths), settings, prefix, args.out, args.question)

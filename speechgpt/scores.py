@@ -163,7 +163,9 @@ def turns(
     """Share of held-out questions with exactly the expected answer; spoken where recordings exist."""
     paths = {row.id: path for row, path in manifest}
     recordings = Recordings(row for row, _ in manifest)
-    asked = [(q, paths[row.id]) for q in questions for _, row in recordings.find(q.question_id or q.id, "q")]
+    asked = [
+        (q, paths[row.id]) for q in questions for _, row in recordings.find(q.question_id or q.id, "q", True)
+    ]
     order = np.random.default_rng(seed).permutation(len(asked))[:limit]
     asked = [asked[i] for i in sorted(order)]
     order = np.random.default_rng(seed).permutation(len(questions))[:limit]
