@@ -1,4 +1,4 @@
-"""Steps per second of the vocoder's training on made-up data: `speechgpt vocoder --config F --benchmark N`."""
+"""Training steps per second on made-up data: `speechgpt vocoder --config F --benchmark N`."""
 
 import json
 import sys

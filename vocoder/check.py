@@ -12,8 +12,8 @@ from speechgpt.vocoder.synthesize import Synthesizer
 def measure(vocoder: UnitVocoder, rows: list[tuple[UnitRow, np.ndarray]]) -> dict[str, float]:
     """Means over `rows` (unit row, waveform (T,) at the training level).
 
-    `mel`: L1 of log-mel (natural logarithm) with true durations; `duration_error`: absolute error in frames a unit;
-    `length_ratio`: predicted over true total length.
+    `mel`: L1 of log-mel (natural logarithm) with true durations; `duration_error`: absolute error in frames
+    a unit; `length_ratio`: predicted over true total length.
     """
     voices = vocoder.config.speakers
     rows = [(row, wave) for row, wave in rows if not voices or row.speaker in voices]

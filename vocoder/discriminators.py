@@ -1,17 +1,18 @@
 """SpeechBrain's HiFi-GAN discriminators, set up to train fast.
 
-The modules and their forward passes are SpeechBrain's. What a config may change: which periods and how many scales
-judge, their width, padding inside the period discriminators (the paper's zeros, which the convolution does itself,
-instead of reflection, a slow kernel of its own before each), the memory layout, and the norms of the weights.
+The modules and their forward passes are SpeechBrain's. What a config may change: which periods and how many
+scales judge, their width, padding inside the period discriminators (the paper's zeros, which the convolution
+does itself, instead of reflection, a slow kernel of its own before each), memory layout, norms of weights.
 """
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from speechgpt.vocoder.weight_norm import WeightNorm
+
+GROUPS = 16  # most groups of a convolution in the scale discriminators
 
 
 @dataclass
@@ -74,12 +75,9 @@ def _scales(judges: nn.Module) -> nn.ModuleList:
     return (judges.msd.judges if isinstance(judges.msd, _Averaged) else judges.msd).discriminators
 
 
-def _scaled(channels: int, width: float, groups: int = 1) -> int:
-    """Channels times width, at least 8, a multiple of the groups and of 8; 1 stays 1 (the waveform, the score)."""
-    if channels == 1:
-        return 1
-    step = max(8, groups)
-    return max(step, round(channels * width / step) * step)
+def _scaled(channels: int, width: float) -> int:
+    """Channels times width, a positive multiple of GROUPS; 1 (the waveform, the score) stays 1."""
+    return 1 if channels == 1 else max(GROUPS, round(channels * width / GROUPS) * GROUPS)
 
 
 def _rebuild_period(judge: nn.Module, config: DiscriminatorConfig) -> None:
@@ -104,8 +102,8 @@ def _rebuild_scale(judge: nn.Module, config: DiscriminatorConfig) -> None:
             if config.scale_width == 1:
                 return old
         conv = nn.Conv1d(
-            _scaled(old.in_channels, config.scale_width, old.groups),
-            _scaled(old.out_channels, config.scale_width, old.groups),
+            _scaled(old.in_channels, config.scale_width),
+            _scaled(old.out_channels, config.scale_width),
             old.kernel_size[0],
             old.stride[0],
             old.padding[0],

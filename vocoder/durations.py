@@ -1,4 +1,4 @@
-"""How many frames each unit lasts: the published predictor, masked so that a padded batch equals each row alone."""
+"""How many frames each unit lasts: the published predictor, masked so that padded rows equal rows alone."""
 
 import torch
 from torch import Tensor, nn
@@ -32,5 +32,5 @@ class DurationPredictor(nn.Module):
 
 
 def frames_from_log(log_durations: Tensor, scale: float = 1.0) -> Tensor:
-    """log(1 + frames) of any shape to whole frames int64, at least one: max(1, round((exp(x) - 1) * scale))."""
+    """log(1 + frames) x of any shape to whole frames int64: max(1, round((exp(x) - 1) * scale))."""
     return torch.round((torch.exp(log_durations.float()) - 1) * scale).clamp(min=1).long()

@@ -1,14 +1,12 @@
 """The unit HiFi-GAN: codebook units, one a frame, to a waveform.
 
-Our own code for the published plan (CodeHiFiGAN): an embedding a unit, an optional speaker vector beside every
-frame, transposed convolutions that upsample, and after each a sum of dilated residual blocks. Module names follow
-the published checkpoints, so that converting one is a matter of names.
+Our own code for the published plan (CodeHiFiGAN): an embedding a unit, an optional speaker vector beside
+every frame, transposed convolutions that upsample, and after each a sum of dilated residual blocks. Module
+names follow the published checkpoints, so that converting one is a matter of names.
 """
 
-from dataclasses import asdict, dataclass, field, fields
-from math import prod
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from speechgpt.data.files import atomic_path, read_json, write_json
+from speechgpt.vocoder.architecture import VocoderConfig
 from speechgpt.vocoder.durations import DurationPredictor, frames_from_log
 from speechgpt.vocoder.weight_norm import WeightNorm
 
@@ -26,78 +25,6 @@ EDGE_KERNEL = 7  # of the first and the last convolution
 FORMAT = 1  # of the folder that `save` writes
 
 
-@dataclass
-class VocoderConfig:
-    """The architecture; the defaults are the published sizes (13.48 M parameters)."""
-
-    num_units: int = 1000  # K, the codebook's size; 0 in a config that is yet to meet its codebook
-    embedding_dim: int = 128  # D
-    upsample_rates: list[int] = field(default_factory=lambda: [5, 4, 4, 2, 2])  # their product is the hop
-    upsample_kernels: list[int] = field(default_factory=lambda: [11, 8, 8, 4, 4])
-    initial_channels: int = 512  # halved at every upsampling
-    resblock_kernels: list[int] = field(default_factory=lambda: [3, 7, 11])
-    resblock_dilations: list[list[int]] = field(default_factory=lambda: [[1, 3, 5]] * 3)
-    num_speakers: int = 0  # 0: one voice; n: a table of n voices
-    speaker_vector_dim: int = 0  # > 0: a linear map from a speaker vector of this width
-    speaker_dim: int = 128  # width of the speaker part beside every frame
-    duration_predictor: bool = True
-    duration_width: int = 128
-    duration_kernel: int = 3
-    duration_dropout: float = 0.5
-    duration_speaker: bool = False  # the duration predictor sees the speaker too
-    sample_rate: int = 16_000  # Hz
-    speakers: list[str] = field(default_factory=list)  # names of the table's rows
-    default_speaker: str = ""
-    codebook: dict[str, Any] = field(default_factory=dict)  # provenance of the units that it speaks
-    training: dict[str, Any] = field(default_factory=dict)  # what it was trained on and to which level
-
-    def __post_init__(self):
-        self.check()
-
-    def check(self) -> None:
-        """Raises ValueError that lists everything wrong."""
-        problems = []
-        if len(self.upsample_rates) != len(self.upsample_kernels):
-            problems.append(
-                f"{len(self.upsample_rates)} upsample_rates but {len(self.upsample_kernels)} upsample_kernels"
-            )
-        for rate, kernel in zip(self.upsample_rates, self.upsample_kernels, strict=False):
-            if kernel < rate or (kernel - rate) % 2:
-                problems.append(f"upsample kernel {kernel} for rate {rate}: expected rate + an even number")
-        if len(self.resblock_kernels) != len(self.resblock_dilations):
-            problems.append(
-                f"{len(self.resblock_kernels)} resblock_kernels, {len(self.resblock_dilations)} dilations"
-            )
-        if self.initial_channels % (2 ** len(self.upsample_rates)):
-            problems.append(f"initial_channels {self.initial_channels} cannot be halved at every upsampling")
-        if self.num_speakers and self.speaker_vector_dim:
-            problems.append("num_speakers and speaker_vector_dim exclude each other")
-        if self.speakers and len(self.speakers) != self.num_speakers:
-            problems.append(f"{len(self.speakers)} speaker names for num_speakers {self.num_speakers}")
-        if self.default_speaker and self.speakers and self.default_speaker not in self.speakers:
-            problems.append(f"default_speaker {self.default_speaker!r} is not one of {self.speakers}")
-        if problems:
-            raise ValueError("vocoder config: " + "; ".join(problems))
-
-    @property
-    def hop(self) -> int:
-        """Samples a frame."""
-        return prod(self.upsample_rates)
-
-    @property
-    def has_speaker(self) -> bool:
-        return bool(self.num_speakers or self.speaker_vector_dim)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "vocoder config") -> "VocoderConfig":
-        known = {f.name for f in fields(cls)}
-        if unknown := values.keys() - known:
-            raise ValueError(
-                f"{where}: unknown {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-            )
-        return cls(**values)
-
-
 class Lengths:
     """True lengths of the rows of a padded batch; zeroes what lies beyond, at any upsampling rate."""
 
@@ -106,7 +33,7 @@ class Lengths:
         self.list = self.frames.tolist()
 
     def clip(self, x: Tensor, rate: int) -> Tensor:
-        """x (B, C, N * rate): zeroes every row after its true length, in place where no gradient is wanted."""
+        """x (B, C, N * rate): zeroes every row after its true length; in place without gradients."""
         if torch.is_grad_enabled():
             position = torch.arange(x.shape[-1], device=x.device)
             return x * (position < self.frames[:, None, None] * rate).to(x.dtype)  # B C T
@@ -234,7 +161,7 @@ class UnitVocoder(nn.Module):
         return self.generate(x, lengths).squeeze(1)  # B N*hop
 
     def embed(self, frames: Tensor, speaker: Tensor | None = None) -> Tensor:
-        """frames (B, N) to what the convolutions see: the units' rows, the speaker's beside them (B, D, N)."""
+        """frames (B, N) to what the convolutions see: the units' rows, the speaker's beside (B, D, N)."""
         x = self.dict(frames).transpose(1, 2)  # B D N
         features = self.speaker_features(speaker, frames.shape[0])
         if features is None:
@@ -256,7 +183,7 @@ class UnitVocoder(nn.Module):
             for block in self.resblocks[stage * blocks + 1 : (stage + 1) * blocks]:
                 total = total + block(x, lengths, rate)
             x = total / blocks
-        # Samples in bf16 would carry noise 50 dB down, which the log-mel loss hears: the last layer is never autocast.
+        # Samples in bf16 would carry noise 50 dB down, which the log-mel loss hears: no autocast here.
         with torch.autocast(x.device.type, enabled=False):
             x = F.leaky_relu(x.to(self.conv_post.weight.dtype), LAST_SLOPE)
             x = torch.tanh(self.conv_post(x))  # B 1 N*hop
@@ -291,7 +218,7 @@ class UnitVocoder(nn.Module):
         write_json(folder / "config.json", {"format": FORMAT, **asdict(self.config)})
 
     def folded_state(self) -> dict[str, Tensor]:
-        """The state with plain weights, on the CPU, contiguous, float32; the module itself is left as it is."""
+        """The state with plain weights, on the CPU, contiguous, float32; the module stays as it is."""
         state = {k: v for k, v in self.state_dict().items() if ".parametrizations." not in k}
         for name, module in self.named_modules():
             if parametrize.is_parametrized(module, "weight"):

@@ -13,9 +13,9 @@ logger = logging.getLogger(__name__)
 class Phases:
     """A step as a list of functions without arguments or results, run one after the other.
 
-    The functions read and write tensors that stay where they are. After `EAGER_STEPS` eager runs each is captured
-    as a CUDA graph and replayed from then on. `between` holds what runs eagerly after each phase but the last: the
-    place for collectives. If the capture fails, the step stays eager, with a warning.
+    The functions read and write tensors that stay where they are. After `EAGER_STEPS` eager runs each is
+    captured as a CUDA graph and replayed from then on. `between` holds what runs eagerly after each phase but
+    the last: the place for collectives. If the capture fails, the step stays eager, with a warning.
     """
 
     def __init__(

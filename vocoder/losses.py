@@ -1,4 +1,4 @@
-"""The losses of the vocoder's training: HiFi-GAN's, as SpeechBrain weighs and sums them, and the durations'."""
+"""The losses of the vocoder's training: HiFi-GAN's, summed as SpeechBrain does, and the durations'."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class LossWeights:
 
 
 class LogMel(nn.Module):
-    """(B, T) waveforms to (B, 80, M) log-mel, as SpeechBrain's L1SpecLoss computes it, with its tables built once."""
+    """(B, T) waveforms to (B, 80, M) log-mel: SpeechBrain's L1SpecLoss with its tables built once."""
 
     def __init__(self, sample_rate: int):
         super().__init__()
@@ -51,7 +51,7 @@ class LogMel(nn.Module):
 def _magnitude(spectrum: Tensor) -> Tensor:
     """|z| whose gradient at 0 is 0, where a padded silence would otherwise give none."""
     power = spectrum.real.square() + spectrum.imag.square()
-    return torch.where(power > 0, power.clamp(min=1e-20).sqrt(), torch.zeros_like(power))
+    return torch.where(power == 0, torch.zeros_like(power), power.clamp(min=1e-20).sqrt())
 
 
 def discriminator_loss(scores_real: list[Tensor], scores_fake: list[Tensor]) -> Tensor:
@@ -66,7 +66,7 @@ def adversarial_loss(scores_fake: list[Tensor]) -> Tensor:
 
 
 def feature_loss(features_fake: list[list[Tensor]], features_real: list[list[Tensor]]) -> Tensor:
-    """Mean over all layers of the mean absolute difference of features; summed in float32 whatever they are in."""
+    """Mean over all layers of the mean absolute difference of features, summed in float32."""
     pairs = zip(sum(features_fake, []), sum(features_real, []), strict=True)
     distances = [(fake - real).abs().mean(dtype=torch.float32) for fake, real in pairs]
     return sum(distances) / len(distances)

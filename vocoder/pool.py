@@ -1,4 +1,4 @@
-"""All training audio and units in a few flat arrays on the device: a batch is one gather, not a data loader."""
+"""All training audio and units in a few flat arrays on the device: a batch is a gather, not a data loader."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ class Pool:
     def __init__(
         self, rows: list[tuple[UnitRow, np.ndarray]], hop: int, speakers: list[str], device: torch.device
     ):
-        """rows: unit rows with their waveforms (T,) float32, already at their level; T >= sum(durations) * hop."""
+        """rows: unit rows and waveforms (T,) float32 at their level, long enough."""
         if not rows:
             raise ValueError("no utterance to train on")
         self.hop, self.device, self.speakers = hop, device, speakers
@@ -93,7 +93,7 @@ class Pool:
         return float(self.frame_start[-1]) * self.hop / 16_000 / 3600
 
     def weigh(self, config: DataConfig) -> None:
-        """Chances of the utterances: a speaker's (or corpus's) weight is shared by length; without, by length."""
+        """Chances of the utterances: by length, within the weight of their speaker or corpus, if any."""
         chance = self.frame_count.astype(np.float64)
         if config.weights:
             known = {r.speaker for r in self.rows} | {r.corpus for r in self.rows}
@@ -181,7 +181,7 @@ def load_rows(
     sample_rate: int,
     config: DataConfig,
 ) -> list[tuple[UnitRow, np.ndarray]]:
-    """Reads and normalises the audio. Raises ValueError when more than `max_bad` utterances do not fit their units."""
+    """Reads and normalises the audio. Raises ValueError when over `max_bad` do not fit their units."""
 
     def load(pair: tuple[Utterance, UnitRow]):
         utterance, row = pair

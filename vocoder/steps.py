@@ -1,4 +1,4 @@
-"""One training step of the unit HiFi-GAN, as phases that run eagerly or as captured CUDA graphs: the same maths."""
+"""One training step of the unit HiFi-GAN, as phases that run eagerly or as CUDA graphs: the same maths."""
 
 from dataclasses import fields
 
@@ -27,8 +27,8 @@ LOSS_NAMES = ("mel", "durations", "discriminator", "adversarial", "features", "g
 class Steps:
     """Generator, discriminators and their optimizers; `warm` and `adversarial` do one step each on a batch.
 
-    An update whose gradients are not finite is not made, nor any after it: `found_bad` holds 1 from then on, and
-    `done` counts the steps before.
+    An update whose gradients are not finite is not made, nor any after it: `found_bad` holds 1 from then on,
+    and `done` counts the steps before.
     """
 
     def __init__(self, model: UnitVocoder, judges: nn.Module, config: TrainConfig):
@@ -46,6 +46,7 @@ class Steps:
         self.average = [p.detach().clone() for p in model.parameters()] if config.ema else []
         self.found_bad = torch.zeros((), device=self.device)
         self.done = torch.zeros((), device=self.device)
+        self.total = torch.zeros((), device=self.device)  # the loss whose gradients come next
         self.losses = {name: torch.zeros((), device=self.device) for name in LOSS_NAMES}
         self.batch: Batch | None = None
         self.fake: Tensor | None = None
@@ -140,9 +141,13 @@ class Steps:
             total = total + weights.durations * durations
         return total
 
+    def _backward(self, loss: Tensor) -> None:
+        self.total.copy_(loss.detach())
+        loss.backward()
+
     def _warm_backward(self) -> None:
         self.generator_optimizer.zero_grad(set_to_none=True)
-        self._reconstruction(self._speak()).backward()
+        self._backward(self._reconstruction(self._speak()))
 
     def _judge_backward(self) -> None:
         self.judge_optimizer.zero_grad(set_to_none=True)
@@ -155,7 +160,7 @@ class Steps:
         half = len(self.batch.audio)
         loss = discriminator_loss([s[:half] for s in scores], [s[half:] for s in scores])
         self.losses["discriminator"].copy_(loss.detach())
-        loss.backward()
+        self._backward(loss)
 
     def _judge_update_generator_backward(self) -> None:
         self._update(self.judge_optimizer, "judge_norm")
@@ -172,7 +177,7 @@ class Steps:
         total = (
             self._reconstruction(self.fake) + weights.adversarial * adversarial + weights.features * distance
         )
-        total.backward()
+        self._backward(total)
         self.fake = None
 
     def _generator_update(self) -> None:
@@ -182,13 +187,13 @@ class Steps:
         self.done.add_(1 - self.found_bad)
 
     def _update(self, optimizer: torch.optim.AdamW, name: str) -> None:
-        """Updates, unless these gradients or any before them were not finite: decided on the device."""
+        """Updates, unless loss or gradients, now or before, were not finite: decided on the device."""
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.losses[name].copy_(norm)
-        self.found_bad.copy_(torch.maximum(self.found_bad, (~torch.isfinite(norm)).float()))
+        self.found_bad.copy_(torch.maximum(self.found_bad, (~torch.isfinite(norm + self.total)).float()))
         optimizer.found_inf = self.found_bad
         optimizer.step()
 
@@ -199,8 +204,9 @@ class Steps:
         self._sync(self.model)
 
     def _sync(self, module: nn.Module) -> None:
-        """Averages the module's gradients over the processes."""
+        """Averages the module's gradients, and the loss that they are of, over the processes."""
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        gradients.append(self.total)
         flat = torch.cat([g.reshape(-1) for g in gradients])
         dist.all_reduce(flat)
         flat /= self.world
@@ -208,13 +214,13 @@ class Steps:
         torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
     def check(self, step: int) -> None:
-        """Raises ValueError naming the step when an update was refused; `step` counts those asked for so far."""
+        """Raises ValueError naming the step when an update was refused; `step` counts those asked for."""
         if not self.found_bad.item():
             return
         shown = ", ".join(f"{name} {value:.3g}" for name, value in self.read().items())
         raise ValueError(
-            f"step {int(self.done.item())}: the loss or its gradient is not finite ({shown}); no update was made "
-            f"from there on (now at step {step}). Lower the learning rate or go back to the last checkpoint"
+            f"step {int(self.done.item())}: the loss or its gradient is not finite ({shown}); no update "
+            f"was made since (now at step {step}). Lower the learning rate or go back to the last checkpoint"
         )
 
     def read(self) -> dict[str, float]:

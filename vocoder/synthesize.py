@@ -45,8 +45,8 @@ class Synthesizer:
     ) -> list[np.ndarray]:
         """One waveform (T,) float32 a row of `units`; T is the sum of the durations times the hop.
 
-        `durations` in frames, predicted when None; `duration_scale` above 1 speaks slower (predicted durations
-        only). `speaker` is a name, a row of the table, or a speaker vector; None is the default voice.
+        `durations` in frames, predicted when None; `duration_scale` above 1 slows predicted durations down.
+        `speaker` is a name, a row of the table, or a speaker vector; None is the default voice.
         """
         rows = [self._check(row, number) for number, row in enumerate(units)]
         if durations is None:
@@ -93,8 +93,8 @@ class Synthesizer:
         bad = units[(units < 0) | (units >= size)]
         if len(bad):
             raise ValueError(
-                f"unit {bad[0]} in row {number} is out of range: this vocoder's codebook has K = {size} units "
-                f"(0 to {size - 1})"
+                f"unit {bad[0]} in row {number} is out of range: this vocoder's codebook has K = {size} "
+                f"units (0 to {size - 1})"
             )
         return units
 

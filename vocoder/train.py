@@ -28,7 +28,7 @@ SEED_STRIDE = 1_000_003  # between the seeds of two runs: more steps than any ru
 def resolve_generator(
     config: TrainConfig, speakers: list[str], codebook: str | Path | None, where: str | Path
 ) -> VocoderConfig:
-    """The generator's config once codebook and speakers are known. Raises ValueError naming what does not fit."""
+    """The generator's config once codebook and speakers are known; ValueError names what does not fit."""
     plan = replace(config.generator)
     if codebook is not None:
         book = Codebook.load(codebook)
@@ -47,8 +47,8 @@ def resolve_generator(
     elif len(speakers) > 1:
         shown = ", ".join(speakers[:5]) + (", ..." if len(speakers) > 5 else "")
         raise ValueError(
-            f"{where}: {len(speakers)} speakers ({shown}) for a vocoder of one voice: set multi_speaker: true, "
-            "or name one in data.speakers"
+            f"{where}: {len(speakers)} speakers ({shown}) for a vocoder of one voice: set multi_speaker: "
+            "true, or name one in data.speakers"
         )
     plan.training = {"target_dbfs": config.data.target_dbfs, "config": config.fingerprint()}
     plan.check()

@@ -22,7 +22,7 @@ class WeightNorm(nn.Module):
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:
-    """Lays every convolution's weight out channel-innermost, in place: cuDNN then keeps activations so too."""
+    """Lays every convolution's weight out channel-innermost, in place: cuDNN then keeps activations so."""
     for weight in module.parameters():
         if weight.dim() == 4 and weight[0].numel() > 1:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
