@@ -35,6 +35,11 @@ class Phases:
     def captured(self) -> bool:
         return self.graphs is not None
 
+    @property
+    def captures_next(self) -> bool:
+        """Whether the next call captures and replays for the first time."""
+        return self.capture and self.graphs is None and self.eager_left <= 0
+
     def release(self) -> None:
         """Frees what the capture holds; the step runs eagerly if it is called again."""
         self.graphs, self.capture = None, False

@@ -21,6 +21,7 @@ from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.weight_norm import to_channels_last
 
 RECOMPILE_LIMIT = 64  # eight discriminators share one forward, each in three variants
+REPLAY_TOLERANCE = 0.02  # of the mel loss, between an eager and a captured step of the same weights
 LOSS_NAMES = ("mel", "durations", "discriminator", "adversarial", "features", "generator_norm", "judge_norm")
 
 
@@ -75,7 +76,7 @@ class Steps:
             betas=tuple(config.betas),
             weight_decay=config.weight_decay,
             fused=True,
-            capturable=on_cuda,
+            capturable=on_cuda and config.cuda_graphs,
         )
 
     def _compile(self) -> None:
@@ -90,14 +91,29 @@ class Steps:
     def warm(self, batch: Batch, rate: float) -> None:
         """A step on the mel and duration losses alone."""
         self._prepare(batch, rate)
-        self.warm_phases()
+        self._run(self.warm_phases)
 
     def adversarial(self, batch: Batch, rate: float) -> None:
         """A step of the discriminators, then one of the generator."""
         if self.warm_phases.captured:
             self.warm_phases.release()
         self._prepare(batch, rate)
-        self.adversarial_phases()
+        self._run(self.adversarial_phases)
+
+    def _run(self, phases: Phases) -> None:
+        """Runs the phases; the first replay of a captured step must find the loss that an eager one finds."""
+        if not phases.captures_next:
+            phases()
+            return
+        with torch.no_grad():
+            expected = mel_loss(self.mel(self._speak()), self.mel(self.batch.audio)).item()
+        phases()
+        found = self.losses["mel"].item()
+        if phases.captured and not abs(found - expected) <= REPLAY_TOLERANCE * abs(expected):
+            raise ValueError(
+                f"the captured step finds a mel loss of {found:.4g} where the eager one finds {expected:.4g}: "
+                "set cuda_graphs: false, and go on from the last checkpoint"
+            )
 
     def _prepare(self, batch: Batch, rate: float) -> None:
         """Copies the batch to where the captured step reads it, and sets the learning rates."""
@@ -253,8 +269,13 @@ class Steps:
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["generator"])
         self.judges.load_state_dict(state["discriminators"])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+        for name in ("generator_optimizer", "judge_optimizer"):
+            optimizer = getattr(self, name)
+            mine = [(group["lr"], group["capturable"]) for group in optimizer.param_groups]
+            optimizer.load_state_dict(state[name])
+            # The run that was saved may have had another device, or no graphs.
+            for group, (rate, capturable) in zip(optimizer.param_groups, mine, strict=True):
+                group["lr"], group["capturable"] = rate, capturable
         for mine, stored in zip(self.average, state["average"], strict=True):
             mine.copy_(stored)
         self.done.copy_(state["done"])

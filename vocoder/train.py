@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -217,6 +218,8 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "train_config.json", config.to_dict())
     run.train()
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if run.rank:
         return {}
     dev = read_rows(manifest, units, config.data, ["dev"])
@@ -287,3 +290,7 @@ def main(argv: list[str]) -> int:
     if report:
         print(f"{options.out}: {report['steps']} steps in {report['train_minutes']} minutes")
     return 0
+
+
+if __name__ == "__main__":  # for `torchrun --nproc_per_node=N -m speechgpt.vocoder.train`
+    sys.exit(main(sys.argv[1:]))

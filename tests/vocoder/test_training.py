@@ -163,13 +163,8 @@ def test_phases_run_in_order():
 def test_two_processes(train_config, corpus, tmp_path):
     config = tmp_path / "vocoder.yaml"
     config.write_text(yaml.safe_dump(asdict(replace(train_config, steps=4, warmup_steps=2))))
-    program = (
-        "import sys; from speechgpt.vocoder.train import main; import torch.distributed as dist; "
-        "code = main(sys.argv[1:]); dist.destroy_process_group(); sys.exit(code)"
-    )
-    script = tmp_path / "run.py"
-    script.write_text(program)
-    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    call += ["-m", "speechgpt.vocoder.train"]
     call += ["--config", str(config), "--manifest", str(corpus / "manifest.jsonl")]
     call += ["--units", str(corpus / "units.jsonl"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
