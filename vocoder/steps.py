@@ -111,7 +111,7 @@ class Steps:
         found = self.losses["mel"].item()
         if phases.captured and not abs(found - expected) <= REPLAY_TOLERANCE * abs(expected):
             raise ValueError(
-                f"the captured step finds a mel loss of {found:.4g} where the eager one finds {expected:.4g}: "
+                f"the captured step finds a mel loss of {found:.4g}, the eager one {expected:.4g}: "
                 "set cuda_graphs: false, and go on from the last checkpoint"
             )
 
