@@ -1,4 +1,4 @@
-"""Files of rows to token rows: reads every kind of row that a stage may hold; renders, rejects, mixes, packs.
+"""Rows to token rows: renders, rejects those that do not fit, mixes, repeats and packs.
 
 The result is kept in the run's folder under a key made of the rows, the vocabulary, the settings and the code
 that renders, so that it is never reused for anything else; it serves resuming and the other processes.
@@ -19,81 +19,21 @@ from tqdm import tqdm
 
 import speechgpt.batches
 import speechgpt.prompts
+import speechgpt.row_files
 import speechgpt.upstream_vocabulary
 import speechgpt.vocabulary
 from speechgpt.batches import TokenRows, pack
-from speechgpt.data.dialogue_rows import (
-    CHAIN_KINDS,
-    INSTRUCT_KINDS,
-    ChainRow,
-    InstructRow,
-    read_chain,
-    read_instruct,
-)
+from speechgpt.data.dialogue_rows import CHAIN_KINDS
 from speechgpt.data.draws import draw
 from speechgpt.data.files import read_json, write_json, write_jsonl
-from speechgpt.data.published import read_published
-from speechgpt.data.rows import read_units
-from speechgpt.data.unit_text import text_to_units
 from speechgpt.prompts import PromptFormat
+from speechgpt.row_files import KINDS, Line, read_lines
 from speechgpt.stages import StageConfig, fingerprint
 from speechgpt.vocabulary import Vocabulary
 
-KINDS = ("units", "text", *INSTRUCT_KINDS, *CHAIN_KINDS)
 CHUNK = 1000  # rows that a worker process renders at a time
 WORTH_WORKERS = 20_000  # rows: under this, starting processes costs more than it saves
 MAX_WORKERS = 16
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of any file, before rendering."""
-
-    id: str  # of the row, or file:line
-    split: str
-    kind: str  # asr, tts, chat, one of CHAIN_KINDS, units or text
-    row: InstructRow | ChainRow | list[int] | str  # a row, units, or plain text
-
-
-def read_lines(path: str | Path) -> Iterator[Line]:
-    """Yields the rows of a JSON lines file (unit, instruction, chain or published rows), or of a text file.
-
-    In a text file a line `<sosp>…<eosp>` holds units and any other line is plain text.
-    """
-    path = Path(path)
-    with open(path, encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "")
-    if not first:
-        raise ValueError(f"{path}: holds no rows")
-    if not first.lstrip().startswith("{"):
-        yield from _text_lines(path)
-        return
-    try:
-        keys = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: the first row is not valid JSON ({error})") from error
-    if "durations" in keys:
-        yield from (Line(row.id, row.split, "units", row.units) for row in read_units(path))
-    elif "plain_text" in keys:
-        chain = any(f" {marker} " in str(keys["plain_text"]) for marker in ("[ta]", "[ua]"))
-        rows = read_published(path, ChainRow if chain else InstructRow)
-        yield from (Line(row.id, row.split, row.kind, row) for row in rows)
-    else:
-        read = read_chain if keys.get("kind") in CHAIN_KINDS else read_instruct
-        yield from (Line(row.id, row.split, row.kind, row) for row in read(path))
-
-
-def _text_lines(path: Path) -> Iterator[Line]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            where, line = f"{path.name}:{number}", line.strip()
-            if line.startswith("<sosp>"):
-                try:
-                    yield Line(where, "train", "units", text_to_units(line))
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: {error}") from error
-            elif line:
-                yield Line(where, "train", "text", line)
 
 
 class Renderer:
@@ -194,7 +134,13 @@ def stage_rows(
 
 def _key(config: StageConfig, vocabulary: Vocabulary, *files: list[Path]) -> str:
     """Hash over everything that decides the rendered rows, the code included."""
-    modules = (speechgpt.prompts, speechgpt.vocabulary, speechgpt.upstream_vocabulary, speechgpt.batches)
+    modules = (
+        speechgpt.row_files,
+        speechgpt.prompts,
+        speechgpt.vocabulary,
+        speechgpt.upstream_vocabulary,
+        speechgpt.batches,
+    )
     code = [Path(module.__file__) for module in modules]
     settings = {
         name: getattr(config, name)

@@ -55,7 +55,7 @@ class StageTrainer(Trainer):
             data_collator=partial(collate, pad_id=vocabulary.pad_id),
             train_dataset=train,
             eval_dataset=dev,
-            callbacks=[Guard(self), Checkpoints(self), Progress()],
+            callbacks=[Guard(self), Checkpoints(self), Progress(self)],
         )
         self.remove_callback(PrinterCallback)  # prints dicts to standard output
 
@@ -73,13 +73,13 @@ class StageTrainer(Trainer):
             world=self.args.world_size,
             shuffle=shuffle,
         )
-        workers = self.args.dataloader_num_workers
+        workers = self.args.dataloader_num_workers if shuffle else 0  # dev rows are few
         return BatchLoader(
             rows,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=workers,
-            persistent_workers=False,  # they would keep the first epoch's order
+            persistent_workers=workers > 0,
             prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if workers else None,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
         )
@@ -258,12 +258,14 @@ class Checkpoints(TrainerCallback):
 class Progress(TrainerCallback):
     """A progress bar and one line a log entry, on standard error, from the first process."""
 
-    def __init__(self):
+    def __init__(self, trainer: StageTrainer):
+        self.trainer = trainer
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="steps", disable=None)
+            total = None if self.trainer.stage.max_minutes else state.max_steps
+            self.bar = tqdm(total=total, initial=state.global_step, desc="steps", disable=None)
 
     def on_step_end(self, args, state, control, **_) -> None:
         if self.bar is not None:
@@ -272,7 +274,9 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             shown = "  ".join(f"{k} {v:.4g}" for k, v in logs.items() if isinstance(v, int | float))
-            tqdm.write(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr)
+            timed = self.trainer.stage.max_minutes > 0
+            place = f"{self.trainer.progress:.0%} of the time" if timed else f"of {state.max_steps}"
+            tqdm.write(f"step {state.global_step} {place}  {shown}", file=sys.stderr)
 
     def on_train_end(self, args, state, control, **_) -> None:
         if self.bar is not None:

@@ -68,12 +68,16 @@ def run_stage(run: Run, config: StageConfig, files: argparse.Namespace) -> dict 
     if last is not None and arguments.process_index == 0:
         print(f"{run.out}: goes on from {last.name}", file=sys.stderr)
     result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    seconds_trained = trainer.clock.seconds
     dev = trainer.evaluate() if rows.dev is not None else {}
     done = {
         "stage": config.stage,
         "steps": result.global_step,
         "epochs": round(trainer.state.epoch or 0.0, 3),
-        "seconds": round(trainer.clock.seconds, 1),
+        "seconds": round(seconds_trained, 1),
+        "tokens_per_second": round(
+            int(rows.train.offsets[-1]) * (trainer.state.epoch or 0) / seconds_trained
+        ),
         "processes": arguments.world_size,
         **rows.counts,
         "dev": {name.removeprefix("eval_"): value for name, value in dev.items() if name != "epoch"},
@@ -146,7 +150,7 @@ def training_arguments(config: StageConfig, run: Run, where: str | Path):
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # sharding needs several processes
         settings.pop("fsdp", None)
         settings.pop("fsdp_config", None)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.out / "tensorboard"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.out / "tensorboard")
     try:
         arguments = TrainingArguments(
             output_dir=str(run.checkpoints),

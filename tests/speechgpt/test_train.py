@@ -18,7 +18,8 @@ from speechgpt.data.rows import UnitRow, write_units
 from speechgpt.batches import IGNORED, LengthBatches, TokenRows, collate, pack
 from speechgpt.model import LlamaSettings, load_trained, new_llama, save_llama
 from speechgpt.prompts import PromptFormat
-from speechgpt.rendering import Renderer, read_lines, render_all, stage_rows
+from speechgpt.rendering import Renderer, render_all, stage_rows
+from speechgpt.row_files import read_lines
 from speechgpt.stage_trainer import StageTrainer
 from speechgpt.stages import Run, StageConfig
 from speechgpt.text_tokenizer import train_tokenizer
@@ -173,6 +174,12 @@ def test_every_kind_of_file_is_read(world, tmp_path):
     write_published(tmp_path / "published.jsonl", rows)
     [line] = read_lines(tmp_path / "published.jsonl")
     assert (line.kind, line.row.answer_units) == ("speech-speech", [3])
+    write_text(tmp_path / "qa.jsonl", '{"id":"a","question":"see moo","answer":"low","split":"dev"}\n')
+    found = [(line.split, line.kind, line.row) for line in read_lines(tmp_path / "qa.jsonl")]
+    assert found == [("dev", "text", "see moo"), ("dev", "text", "low")]
+    write_text(tmp_path / "other.jsonl", '{"id":"a"}\n')
+    with pytest.raises(ValueError, match="other.jsonl:1: no row of a stage, and no text"):
+        list(read_lines(tmp_path / "other.jsonl"))
     write_text(tmp_path / "broken.txt", "<sosp><1><eosp>\n<sosp><x><eosp>\n")
     with pytest.raises(ValueError, match="broken.txt:2: not units"):
         list(read_lines(tmp_path / "broken.txt"))
@@ -418,6 +425,29 @@ def test_a_time_budget_ends_the_run_and_the_schedule_with_it(world, tmp_path, mo
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates[0] == pytest.approx(0.01) and rates[-1] == pytest.approx(0.001, rel=0.01)
     assert all(a >= b for a, b in zip(rates[:-1], rates[1:], strict=True))
+
+
+def test_worker_processes_load_the_same_batches(world, tmp_path):
+    found = []
+    for workers in (0, 1):
+        loader = trainer_of(
+            world, tmp_path, trainer={"dataloader_num_workers": workers}
+        ).get_train_dataloader()
+        batches = []
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            batches += [batch["input_ids"] for batch in loader]
+        found.append(batches)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(found[0][:5], found[0][5:], strict=False))
+
+
+def test_a_unit_that_the_model_lacks_names_the_row(world, tmp_path):
+    write_units(tmp_path / "units.jsonl", [UnitRow("odd one", [1, UNITS], [1, 1])])
+    config = write_stage(tmp_path / "stage.yaml", stage=1)
+    with pytest.raises(ValueError, match=f"units.jsonl: row odd one: unit {UNITS} is out of range"):
+        main(["--config", str(config), "--model", str(world / "model"),
+              "--data", str(tmp_path / "units.jsonl"), "--out", str(tmp_path / "out")])  # fmt: skip
 
 
 def test_dev_loss_is_exact(world, tmp_path):
