@@ -66,11 +66,13 @@ class Parts:
             self.codebook.check(self.encoder, self.codebook.provenance.layer)
         except ValueError as error:
             issues.append(f"{names['codebook']} and {names['encoder']}: {error}")
+        from speechgpt.units.settings import file_hash
+
         sizes = {"llm": self.vocabulary.num_units, "vocoder": self.vocoder.config.num_units}
         for part, size in sizes.items():
             if size != self.codebook.size:
                 issues.append(f"{names['codebook']} has {self.codebook.size} units, {names[part]} has {size}")
-        mine = asdict(self.codebook.provenance)
+        mine = asdict(self.codebook.provenance) | {"sha256": file_hash(names["codebook"])}
         for key, theirs in self.vocoder.config.codebook.items():
             if key in mine and theirs != mine[key]:
                 issues.append(

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from speechgpt.commands import Faults, save_speech
+from speechgpt.commands import Faults, one_row, save_speech
 from speechgpt.data.audio import read_audio
 from speechgpt.model_dir import find_model
 
@@ -73,8 +73,8 @@ class Chat:
         self.history.append(reply)
         self.turn += 1
         if spoken:
-            print(f"heard> {reply.transcript}")
-        print(f"answer> {reply.answer}" + (f"   [{wav}]" if wav else ""), flush=True)
+            print(f"heard> {one_row(reply.transcript)}")
+        print(f"answer> {one_row(reply.answer)}" + (f"   [{wav}]" if wav else ""), flush=True)
 
     def _ask(self, question: str, spoken: bool):
         limit = self.model.model_dir.config.max_question_seconds

@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "mini-corpus": ("speechgpt.data.mini:main", "make the mini preset's sentences and questions"),
         "instruct": ("speechgpt.data.instruct:main", "unit rows to instruction rows (stage 2)"),
         "chain": ("speechgpt.data.chain:main", "question-answer rows to chain-of-modality rows (stage 3)"),
+        "published": ("speechgpt.data.published:main", "rows to and from the published JSON lines"),
     },
     "Units": {
         "pretrain": ("speechgpt.units.pretrain:main", "train a HuBERT encoder by masked prediction"),
@@ -48,7 +49,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "vocoder": ("speechgpt.vocoder.train:main", "train the unit HiFi-GAN"),
     },
     "Language model": {
-        "tokenizer": ("speechgpt.vocabulary:main", "train or take over the text tokenizer"),
+        "tokenizer": ("speechgpt.text_tokenizer:main", "train or take over the text tokenizer"),
         "init-lm": ("speechgpt.model:main", "make or extend the LLaMA checkpoint"),
         "train": ("speechgpt.train:main", "run a training stage (1, 2 or 3)"),
         "merge-lora": ("speechgpt.model:merge_main", "merge an adapter into an ordinary checkpoint"),

@@ -118,7 +118,8 @@ def _print_reply(path: str | None, reply, wav: Path, read_seconds: float, as_jso
         }
         emit(json.dumps(row, ensure_ascii=False))
         return
-    lines = [path or "typed question", f"  heard   {reply.transcript}", f"  answer  {reply.answer}"]
+    lines = [path or "typed question", f"  heard   {one_row(reply.transcript)}"]
+    lines.append(f"  answer  {one_row(reply.answer)}")
     if spoken:
         lines.append(f"  speech  {wav} ({seconds_out:.2f} s)")
     lines.append("  took    " + describe_timings(timings))
@@ -129,6 +130,11 @@ def describe_timings(timings: dict[str, float | None]) -> str:
     """{"encode": 0.1, "first_token": 0.2, ...} to "encode 0.10 s, first token 0.20 s, ..."."""
     known = ((name.replace("_", " "), value) for name, value in timings.items() if value is not None)
     return ", ".join(f"{name} {value:.2f} s" for name, value in known)
+
+
+def one_row(text: str) -> str:
+    """A model's text for a terminal: no line breaks, no control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def answer_names(questions: list[str], folder: Path) -> list[Path]:
@@ -167,7 +173,7 @@ def transcribe(argv: list[str]) -> int:
         if args.json:
             emit(json.dumps({"path": path, "text": text}, ensure_ascii=False))
         else:
-            emit(text if len(args.files) == 1 else f"{path}: {text}")
+            emit(one_row(text) if len(args.files) == 1 else f"{path}: {one_row(text)}")
     return faults.code
 
 

@@ -4,11 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from speechgpt.commands import describe_timings, save_speech
+from speechgpt.commands import describe_timings, one_row, save_speech
 from speechgpt.data.audio import read_audio
 from speechgpt.model_dir import find_model
 
-DEFAULT_OUT = Path("work/demo/answer.wav")
+DEFAULT_OUT = Path("work/demo")
+ANSWER = "answer.wav"  # its picture is answer.png
 QUESTION = "question.wav"  # inside the model directory
 
 
@@ -16,7 +17,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="speechgpt demo", description=__doc__)
     parser.add_argument("--model", default="mini", metavar="mini|DIR", help="default: mini")
     parser.add_argument("--question", type=Path, metavar="FILE", help=f"default: the model's {QUESTION}")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help=f"the wav to write ({DEFAULT_OUT})")
+    parser.add_argument(
+        "--out-dir", type=Path, default=DEFAULT_OUT, help=f"folder for {ANSWER} ({DEFAULT_OUT})"
+    )
     parser.add_argument("--no-picture", action="store_true", help="leave out the picture beside the wav")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="for models that sample (default 0)")
@@ -26,12 +29,13 @@ def main(argv: list[str]) -> int:
     waveform = read_audio(question, max_seconds=model_dir.config.max_question_seconds)
     model, seconds = _load(model_dir, args.device)
     reply = model.reply(waveform, seed=args.seed)
-    save_speech(args.out, reply.waveform, reply.sample_rate)
+    wav = args.out_dir / ANSWER
+    save_speech(wav, reply.waveform, reply.sample_rate)
     print(f"question  {question} ({reply.seconds_in:.2f} s)")
-    print(f"heard     {reply.transcript}")
-    print(f"answer    {reply.answer}")
-    print(f"speech    {args.out} ({len(reply.waveform) / reply.sample_rate:.2f} s)")
-    if not args.no_picture and (picture := _draw(model, waveform, reply, args.out)):
+    print(f"heard     {one_row(reply.transcript)}")
+    print(f"answer    {one_row(reply.answer)}")
+    print(f"speech    {wav} ({len(reply.waveform) / reply.sample_rate:.2f} s)")
+    if not args.no_picture and (picture := _draw(model, waveform, reply, wav)):
         print(f"picture   {picture}")
     print(f"timings   model loaded in {seconds:.2f} s; {describe_timings(reply.timings)}")
     return 0

@@ -9,6 +9,7 @@ matplotlib.use("Agg")  # no screen is needed
 
 from matplotlib import pyplot  # noqa: E402
 
+from speechgpt.commands import one_row  # noqa: E402
 from speechgpt.data.audio import SAMPLE_RATE  # noqa: E402
 from speechgpt.data.files import atomic_path  # noqa: E402
 from speechgpt.units.dedup import deduplicate, expand  # noqa: E402
@@ -22,8 +23,8 @@ def draw_turn(path: Path, model, question: np.ndarray, reply) -> None:
     """Writes a PNG of the question (T,) at 16 kHz and of `reply`."""
     spoken = expand(reply.units, model.synthesizer.durations([reply.units])[0])  # N
     sides = [
-        (f"heard: {reply.transcript}", question, SAMPLE_RATE, reply.question_frames),
-        (f"answer: {reply.answer}", reply.waveform, reply.sample_rate, spoken),
+        (f"heard: {one_row(reply.transcript)}", question, SAMPLE_RATE, reply.question_frames),
+        (f"answer: {one_row(reply.answer)}", reply.waveform, reply.sample_rate, spoken),
     ]
     figure, axes = pyplot.subplots(
         6, 1, figsize=(11, 9), gridspec_kw={"height_ratios": [1, 2, 1] * 2}, layout="constrained"

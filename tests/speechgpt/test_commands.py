@@ -12,7 +12,7 @@ import soundfile
 from speechgpt.data.unit_text import text_to_units
 
 from speechgpt.cli import main
-from speechgpt.commands import answer_names
+from speechgpt.commands import answer_names, one_row
 
 LINE = re.compile(r"<sosp>(<\d+>)+<eosp>")
 
@@ -111,9 +111,9 @@ def test_transcribe(run, recordings):
     assert code == 0 and [row["path"] for row in rows] == [str(p) for p in recordings]
     assert all(set(row) == {"path", "text"} for row in rows)
     code, out, _ = run("transcribe", recordings[0])
-    assert code == 0 and out == [rows[0]["text"]]
+    assert code == 0 and out == [one_row(rows[0]["text"])]
     code, out, _ = run("transcribe", *recordings[:2])
-    assert out == [f"{row['path']}: {row['text']}" for row in rows[:2]]
+    assert out == [f"{row['path']}: {one_row(row['text'])}" for row in rows[:2]]
 
 
 def test_speak(run, tmp_path):
