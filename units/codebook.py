@@ -56,6 +56,11 @@ class Codebook:
         self.centroids = centroids.float().contiguous()
         self.provenance = provenance
         self._half_norms = self.centroids.square().sum(-1) / 2  # K
+        # Equal centroids can get scores a rounding apart: the first of each stands for all of them.
+        distinct, which = torch.unique(self.centroids, dim=0, return_inverse=True)
+        index = torch.arange(len(which), device=which.device)
+        first = torch.full((len(distinct),), len(which), device=which.device)
+        self._first = first.scatter_reduce(0, which, index, "amin")[which]  # K
 
     @property
     def size(self) -> int:
@@ -107,7 +112,7 @@ class Codebook:
         for chunk in features.float().to(self.centroids.device).split(ASSIGN_CHUNK):
             # |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x c): the first term is the same for every centroid.
             scores = torch.addmm(self._half_norms[None], chunk, self.centroids.T, alpha=-1)  # n K
-            found.append(scores.argmin(-1))
+            found.append(self._first[scores.argmin(-1)])
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64)
 
     def check(self, encoder: Encoder, layer: int) -> None:

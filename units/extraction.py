@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from speechgpt.data.audio import probe, read_audio
+from speechgpt.data.audio import probe, read_audio, scan_audio
 from speechgpt.data.rows import Utterance
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import WINDOW_SECONDS, open_long_audio, window_features
@@ -74,6 +74,7 @@ def _read(row: Utterance, manifest: str | Path, sample_rate: int) -> np.ndarray 
     path = row.audio(manifest)
     try:
         if probe(path).seconds > WINDOW_SECONDS:
+            scan_audio(path)
             return None
         return read_audio(path, sample_rate)
     except (ValueError, OSError) as error:

@@ -1,0 +1,87 @@
+"""Centroids come from real features, know their encoder, and are assigned by distance."""
+
+import pytest
+import torch
+import yaml
+from speechgpt.units import codebook as module
+from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook
+
+from .conftest import GROUP, LAYER, make_encoder
+
+
+def a_codebook(encoder, layer: int = 2, k: int = 5) -> Codebook:
+    centroids = torch.randn(k, 16, generator=torch.Generator().manual_seed(0))
+    return Codebook(centroids, Provenance(encoder.fingerprint, layer, 16_000, encoder.hop, encoder.normalize))
+
+
+def test_assignment_is_the_nearest_centroid():
+    book = a_codebook(make_encoder(GROUP), k=50)
+    features = torch.randn(300, 16, generator=torch.Generator().manual_seed(1))
+    expected = (features[:, None] - book.centroids[None]).square().sum(-1).argmin(-1)
+    assert torch.equal(book.assign(features), expected)
+    assert book.assign(features[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="features are 3 wide, the centroids 16"):
+        book.assign(torch.zeros(2, 3))
+
+
+def test_ties_go_to_the_lowest_index(monkeypatch):
+    monkeypatch.setattr(module, "ASSIGN_CHUNK", 7)
+    book = a_codebook(make_encoder(GROUP))
+    twice = Codebook(torch.cat([book.centroids, book.centroids]), book.provenance)
+    assert twice.assign(torch.randn(40, 16)).max() < 5
+
+
+def test_a_saved_codebook_keeps_its_provenance(tmp_path):
+    book = a_codebook(make_encoder(GROUP))
+    book.save(tmp_path / "book.safetensors")
+    loaded = Codebook.load(tmp_path / "book.safetensors")
+    assert loaded.provenance == book.provenance and torch.equal(loaded.centroids, book.centroids)
+    (tmp_path / "other").write_bytes(b"x")
+    with pytest.raises(ValueError, match="not a codebook file"):
+        Codebook.load(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="no such codebook"):
+        Codebook.load(tmp_path / "none")
+
+
+def test_another_encoder_or_layer_is_refused_by_name():
+    encoder, other = make_encoder(GROUP), make_encoder(GROUP, seed=1)
+    book = a_codebook(encoder)
+    book.check(encoder, 2)
+    with pytest.raises(ValueError) as error:
+        book.check(other, 3)
+    for expected in (encoder.fingerprint[:12], other.fingerprint[:12], "of layer 2, here it is 3"):
+        assert expected in str(error.value)
+    with pytest.raises(ValueError, match="of normalize True, here it is False"):
+        book.check(make_encoder(GROUP, normalize=False), 2)
+
+
+def test_a_rounded_copy_of_the_encoder_is_accepted(tmp_path):
+    encoder = make_encoder(LAYER)
+    encoder.save(tmp_path, torch.float16)
+    a_codebook(encoder).check(type(encoder).load(tmp_path, "cpu"), 2)
+
+
+def test_fitting_samples_frames_by_corpus_and_repeats_itself(corpus):
+    encoder = make_encoder(LAYER)
+    config = CodebookConfig(k=6, layer=2, frames=200, n_init=1, sampling={"odd": 3.0, "*": 1.0})
+    book = fit_codebook(config, encoder, corpus)
+    assert book.size == 6 and 140 < book.provenance.frames < 260
+    assert torch.equal(fit_codebook(config, encoder, corpus).centroids, book.centroids)
+    book.check(encoder, 2)
+    config.sampling = {"none": 1.0}
+    with pytest.raises(ValueError, match="sampling names none; the manifest has even, odd"):
+        fit_codebook(config, encoder, corpus)
+    with pytest.raises(ValueError, match="frames for 900 centroids"):
+        fit_codebook(CodebookConfig(k=900, layer=2), encoder, corpus)
+
+
+def test_command_and_its_config(corpus, tmp_path, capsys):
+    make_encoder(LAYER).save(tmp_path / "encoder")
+    config = tmp_path / "codebook.yaml"
+    config.write_text(yaml.safe_dump({"k": 4, "layer": 1, "n_init": 1}))
+    arguments = ["--config", str(config), "--encoder", str(tmp_path / "encoder"), "--manifest", str(corpus)]
+    assert module.main([*arguments, "--out", str(tmp_path / "k.safetensors"), "--device", "cpu"]) == 0
+    assert Codebook.load(tmp_path / "k.safetensors").size == 4
+    config.write_text("k: 4\nlayers: 2\n")
+    with pytest.raises(ValueError, match="unknown setting layers; known here: k, .*missing setting layer"):
+        CodebookConfig.load(config)
