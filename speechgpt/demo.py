@@ -45,7 +45,7 @@ def _load(model_dir, device: str):
     started = time.perf_counter()
     from speechgpt.pipeline import SpeechGPT
 
-    model = SpeechGPT(model_dir, device, encoder=True, vocoder=True)
+    model = SpeechGPT(model_dir, device, encoder=True, vocoder=True).warm_up()
     return model, time.perf_counter() - started
 
 

@@ -84,6 +84,19 @@ class SpeechGPT:
         """Hz, of the waveforms that the model speaks."""
         return self.synthesizer.sample_rate
 
+    def warm_up(self) -> "SpeechGPT":
+        """Runs the parts that are loaded once, so that the first answer is timed like the others."""
+        loaded = self.__dict__
+        if "encoder" in loaded:
+            self.encoder.encode([0.1 * np.sin(np.arange(8_000, dtype=np.float32))])
+        if "generator" in loaded:
+            prompt = self.generator.format.prompt_turn("hello")
+            for _ in zip(range(2), self.generator.steps([prompt], "text-text"), strict=False):
+                pass
+        if "synthesizer" in loaded:
+            say_units(self.synthesizer, list(range(min(8, self.synthesizer.vocoder.config.num_units))))
+        return self
+
     def reply(
         self,
         question: Recording | None = None,
