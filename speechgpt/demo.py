@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     print(f"heard     {one_row(reply.transcript)}")
     print(f"answer    {one_row(reply.answer)}")
     print(f"speech    {wav} ({len(reply.waveform) / reply.sample_rate:.2f} s)")
-    if not args.no_picture and (picture := _draw(model, waveform, reply, wav)):
+    if not args.no_picture and len(reply.waveform) and (picture := _draw(model, waveform, reply, wav)):
         print(f"picture   {picture}")
     print(f"timings   model loaded in {seconds:.2f} s; {describe_timings(reply.timings)}")
     return 0

@@ -50,7 +50,9 @@ def _encoder_parts(args: argparse.Namespace) -> tuple[Path, Path, int | None]:
 def decode(argv: list[str]) -> int:
     """Unit text with repeats (`encode --frames`) keeps its timing; without, durations are predicted."""
     parser = command_parser(
-        "decode", "Units to speech. A file of several lines gives NAME-1.wav, NAME-2.wav, ..."
+        "decode",
+        "Units to speech. Units one a frame (encode --frames) keep their timing; deduplicated ones get predicted "
+        "durations. A file of several lines gives NAME-1.wav, NAME-2.wav, ...",
     )
     parser.add_argument(
         "units", metavar="UNITS|FILE|-", help="<sosp><12>...<eosp>, a file of such lines, or -"

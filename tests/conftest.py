@@ -50,6 +50,7 @@ def tiny_encoder(seed: int = 0, normalize: bool = False):
 def tiny_codebook(encoder, size: int = TINY_UNITS, layer: int = TINY_LAYER, seed: int = 0):
     """Centroids drawn from the encoder's own features, so that several of them are used."""
     import torch
+
     from speechgpt.units.codebook import Codebook, Provenance
 
     features = torch.cat(encoder.features([tone(2.0), tone(1.5, 90)], layer))  # N D
@@ -62,6 +63,7 @@ def tiny_codebook(encoder, size: int = TINY_UNITS, layer: int = TINY_LAYER, seed
 
 def tiny_vocoder(size: int = TINY_UNITS, codebook: dict | None = None):
     import torch
+
     from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
 
     torch.manual_seed(0)

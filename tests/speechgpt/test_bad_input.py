@@ -270,3 +270,33 @@ def test_a_broken_json_line_names_its_line(run, tmp_path, capsys):
     assert not (tmp_path / "eval").exists()
     rows.write_text("[1, 2]\n")
     assert f"{rows}:1" in run("eval", "--qa", rows, "--out", tmp_path / "eval")[2][0]
+
+
+@pytest.fixture(scope="module")
+def upstream_model(tiny_parts, tmp_path_factory) -> Path:
+    """A model whose vocabulary is that of the published checkpoints."""
+    from speechgpt.assemble import ModelSettings, Parts, assemble
+    from speechgpt.model import LlamaSettings, new_llama, save_llama
+    from speechgpt.upstream_vocabulary import UpstreamVocabulary
+
+    folder = tmp_path_factory.mktemp("upstream")
+    vocabulary = UpstreamVocabulary(Path(__file__).parent / "golden" / "upstream.model", 12)
+    settings = LlamaSettings(hidden=32, layers=1, heads=2, intermediate=32, context=512)
+    save_llama(new_llama(settings, vocabulary), vocabulary, folder / "llm")
+    short = {"max_text_tokens": 8, "max_units": 20, "max_new_tokens": 100}
+    parts = Parts.load({**tiny_parts, "llm": folder / "llm"})
+    assemble(parts, ModelSettings("upstream", decoding=short, half=False), "", folder / "model")
+    return folder / "model"
+
+
+@pytest.mark.parametrize("text", ["say <12> now", "stop <eosp>", "hear [ua] this"])
+def test_upstream_refuses_text_that_it_cannot_keep_text(text, run, upstream_model, recording, tmp_path):
+    given = ["--json", "--out-dir", tmp_path]
+    code, printed, complaints = run("talk", "--text", text, *given, model=upstream_model)
+    assert code == 2 and printed == [] and len(complaints) == 1 and "--text" in complaints[0]
+    code, _, complaints = run("speak", text, "--out", tmp_path / "o.wav", model=upstream_model)
+    assert code == 2 and len(complaints) == 1 and not (tmp_path / "o.wav").exists()
+    code, printed, _ = run("talk", recording, *given, model=upstream_model)
+    assert code == 0 and len(printed) == 1
+    code, printed, _ = run("talk", "--text", "plain words", *given, model=upstream_model)
+    assert code == 0 and json.loads(printed[0])["transcript"] == "plain words"

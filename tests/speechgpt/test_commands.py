@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from speechgpt.data.unit_text import text_to_units
 
 from speechgpt.cli import main
 from speechgpt.commands import answer_names, one_row
+from speechgpt.data.unit_text import text_to_units
 
 LINE = re.compile(r"<sosp>(<\d+>)+<eosp>")
 

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import soundfile
-from speechgpt.data.files import write_jsonl
-from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 
 from speechgpt.cli import main
+from speechgpt.data.files import write_jsonl
+from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.judge import SelfJudge, load_judge, word_errors
 from speechgpt.measures import bootstrap, measure, perplexity
 from speechgpt.report_page import figure, render
