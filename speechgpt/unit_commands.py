@@ -51,8 +51,8 @@ def decode(argv: list[str]) -> int:
     """Unit text with repeats (`encode --frames`) keeps its timing; without, durations are predicted."""
     parser = command_parser(
         "decode",
-        "Units to speech. Units one a frame (encode --frames) keep their timing; deduplicated ones get predicted "
-        "durations. A file of several lines gives NAME-1.wav, NAME-2.wav, ...",
+        "Units to speech. Units one a frame (encode --frames) keep their timing; deduplicated ones get "
+        "predicted durations. A file of several lines gives NAME-1.wav, NAME-2.wav, ...",
     )
     parser.add_argument(
         "units", metavar="UNITS|FILE|-", help="<sosp><12>...<eosp>, a file of such lines, or -"
