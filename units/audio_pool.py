@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speechgpt.data.audio import read_audio
-from speechgpt.data.rows import Utterance
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
+
+from speechgpt.data.audio import read_audio
+from speechgpt.data.rows import Utterance
 
 FULL_SCALE = 32_768.0  # int16
 IGNORED = -100  # a frame without a label
@@ -190,8 +191,7 @@ def row_chances(pool: AudioPool, sampling: dict[str, float]) -> np.ndarray:
 def change_speed(waveforms: Tensor, speed: float) -> Tensor:
     """(B, T) to about (B, T / speed): band-limited resampling, sample n of the result is at n * speed."""
     up, down = _ratio(speed)
-    kernels, reach = _resampling_kernels(up, down)
-    kernels = kernels.to(waveforms)  # up 1 taps
+    kernels, reach = _resampling_kernels(up, down, waveforms.device)  # up 1 taps
     padded = functional.pad(waveforms[:, None], (reach, reach + down))
     out = functional.conv1d(padded, kernels, stride=down)  # B up T'
     return out.transpose(1, 2).flatten(1)[:, : int(waveforms.shape[1] / speed)]
@@ -204,11 +204,11 @@ def _ratio(speed: float) -> tuple[int, int]:
 
 
 @lru_cache
-def _resampling_kernels(up: int, down: int) -> tuple[Tensor, int]:
+def _resampling_kernels(up: int, down: int, device: torch.device) -> tuple[Tensor, int]:
     """Windowed sincs (up, 1, taps): `up` results for every `down` samples; and their reach to each side."""
     cutoff = ROLL_OFF * min(1.0, up / down)  # of the input's Nyquist frequency
     reach = math.ceil(ZERO_CROSSINGS / cutoff)
     taps = torch.arange(2 * reach + down + 1, dtype=torch.float64) - reach
     distance = taps - torch.arange(up, dtype=torch.float64)[:, None] * down / up  # up taps
     window = torch.cos(torch.pi / 2 * (distance / (reach + 1)).clamp(-1, 1)).square()
-    return (cutoff * torch.sinc(cutoff * distance) * window)[:, None].float(), reach
+    return (cutoff * torch.sinc(cutoff * distance) * window)[:, None].float().to(device), reach

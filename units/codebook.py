@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch import Tensor
+
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.extraction import encode_rows
 from speechgpt.units.settings import load_settings
-from torch import Tensor
 
 CODEBOOK_FORMAT = "1"
 ASSIGN_CHUNK = 65_536  # frames whose distances are in memory at a time
@@ -99,7 +100,7 @@ class Codebook:
             "provenance": json.dumps(asdict(self.provenance)),
         }
         with atomic_path(path) as part:
-            save_file({"centroids": self.centroids.cpu()}, str(part), metadata=header)
+            part.write_bytes(save({"centroids": self.centroids.cpu()}, metadata=header))
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from speechgpt.data.audio import probe, read_audio
 from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, write_units
@@ -18,7 +20,6 @@ from speechgpt.units.encoder import Encoder
 from speechgpt.units.extraction import BATCH_SECONDS, encode_rows, length_batches
 from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
-from torch import Tensor
 
 PART_SECONDS = 1200.0  # audio between two files on disk: what a kill can lose
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import HubertConfig, HubertModel
+
 from speechgpt.data.files import atomic_path, write_json
 from speechgpt.units.encoder_files import (
     CONFIG_FILE,
@@ -19,9 +24,6 @@ from speechgpt.units.encoder_files import (
     read_configs,
     read_weights,
 )
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import HubertConfig, HubertModel
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
 # What changes the features and cannot be read off the weights' shapes.
@@ -47,6 +49,18 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
     return torch.device(device)
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """cuDNN rounds float32 convolutions to TF32 unless told not to, which changes units."""
+    setting = torch.backends.cudnn.conv
+    before = setting.fp32_precision
+    setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 class Encoder(nn.Module):
@@ -108,7 +122,7 @@ class Encoder(nn.Module):
         if dtype is not None:
             weights = {k: v.to(dtype) for k, v in weights.items()}
         with atomic_path(path / WEIGHTS_FILE) as part:
-            save_file(weights, str(part), metadata={"format": "pt"})
+            part.write_bytes(save(weights, metadata={"format": "pt"}))
         write_json(path / CONFIG_FILE, json.loads(copy.config.to_json_string()))
         extra = {
             "format": ENCODER_FORMAT,
@@ -290,7 +304,8 @@ class Encoder(nn.Module):
             return []
         batch, lengths = self.pad(waveforms)  # B T, B
         whole = all(len(w) == batch.shape[1] for w in waveforms)
-        (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
+        with exact_convolutions():
+            (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
         return [row[: self.frames(len(w))].float() for row, w in zip(hidden, waveforms, strict=True)]
 
     def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:

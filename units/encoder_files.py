@@ -4,9 +4,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from speechgpt.data.files import read_json
 from torch import Tensor
 from transformers import HubertConfig, HubertModel
+
+from speechgpt.data.files import read_json
 
 ENCODER_FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE = "config.json", "model.safetensors", "encoder.json"

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
 from speechgpt.data.audio import probe, read_audio, scan_audio
 from speechgpt.data.rows import Utterance
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import WINDOW_SECONDS, open_long_audio, window_features
-from torch import Tensor
-from tqdm import tqdm
 
 BATCH_SECONDS = {"cpu": 60.0, "cuda": 1200.0}  # padded audio encoded at a time
 AHEAD = 3  # batches decoded while one is encoded

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
 from speechgpt.units.audio_pool import IGNORED, AudioPool
 from speechgpt.units.codebook import fit_kmeans
 from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.extraction import BATCH_SECONDS, length_batches
-from torch import Tensor
-from torch.nn import functional
-from tqdm import tqdm
 
 SILENCE = "SIL"
 PHONES = tuple(

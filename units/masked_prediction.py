@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 import torch
-from speechgpt.units.audio_pool import IGNORED
-from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
 from torch import Tensor, nn
 from torch.nn import functional
+
+from speechgpt.units.audio_pool import IGNORED
+from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
 
 HEADS = ("linear", "cosine")
 

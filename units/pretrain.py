@@ -4,12 +4,16 @@ import argparse
 import json
 import os
 import random
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
 from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.units.audio_pool import CropSampler
 from speechgpt.units.augment import augment
@@ -21,8 +25,6 @@ from speechgpt.units.pretrain_data import load_data
 from speechgpt.units.pretrain_log import TrainingLog, as_text
 from speechgpt.units.processes import World
 from speechgpt.units.settings import file_hash, text_hash
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 CLOCK_STEPS = 10  # between looks at the clock, which all processes share
 SEED_STRIDE = 1_000_003  # keeps the seeds of steps and of processes apart
@@ -89,6 +91,7 @@ class Pretraining:
         self._resume()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
         self.started = self.saved = time.monotonic()
         crop_seconds = self.train.crop_samples / self.encoder.sample_rate
         step_seconds = self.training.batch_size * self.world.size * crop_seconds
@@ -346,3 +349,7 @@ def main(argv: list[str]) -> int:
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(metrics))
     return 0
+
+
+if __name__ == "__main__":  # torchrun --nproc-per-node N -m speechgpt.units.pretrain ...
+    sys.exit(main(sys.argv[1:]))

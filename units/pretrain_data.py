@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
+
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import read_manifest
 from speechgpt.units.audio_pool import AudioPool, CropSampler, load_pool
@@ -15,7 +17,6 @@ from speechgpt.units.encoder import Encoder
 from speechgpt.units.labels import make_labels
 from speechgpt.units.pretrain_config import PretrainConfig
 from speechgpt.units.processes import World
-from torch import Tensor
 
 POOL_SHARE = 1 / 3  # of a GPU's memory that audio may take
 DECODERS = 32  # threads at most

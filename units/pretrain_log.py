@@ -2,8 +2,9 @@
 
 import time
 
-from speechgpt.units.masked_prediction import describe
 from torch import Tensor
+
+from speechgpt.units.masked_prediction import describe
 
 
 class TrainingLog:

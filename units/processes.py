@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from speechgpt.units.encoder import choose_device
 from torch import distributed
+
+from speechgpt.units.encoder import choose_device
 
 PATIENCE = timedelta(hours=1)  # while the first process makes labels
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
 from speechgpt.data.files import write_json
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units
 from speechgpt.units.codebook import Codebook

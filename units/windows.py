@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
 from torch import Tensor
+
+from speechgpt.units.encoder import NORMALIZE_EPS, Encoder, exact_convolutions
 
 WINDOW_SECONDS = 60.0  # longer audio than this goes in windows; LibriSpeech's longest is 35 s
 CONTEXT_SECONDS = 4.0  # what a window sees beyond each edge; more hardly changes the units
@@ -75,12 +76,11 @@ def _encode(
     lengths = torch.tensor([len(p) for p in pieces])
     batch = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # B T
     whole = bool((lengths == batch.shape[1]).all())
-    (hidden,) = encoder(
-        batch.to(encoder.device, encoder.dtype),
-        None if whole else lengths.to(encoder.device),
-        (layer,),
-        statistics=statistics,
-    )
+    batch = batch.to(encoder.device, encoder.dtype)
+    with exact_convolutions():
+        (hidden,) = encoder(
+            batch, None if whole else lengths.to(encoder.device), (layer,), statistics=statistics
+        )
     return [row[: encoder.frames(int(n))].float() for row, n in zip(hidden, lengths, strict=True)]
 
 
@@ -115,7 +115,8 @@ def _group_statistics(
         stop = min(total, start + size)
         piece = np.asarray(waveform[start * stride : (stop - 1) * stride + kernel], dtype=np.float32)
         piece = torch.from_numpy((piece - shift) * scale).to(encoder.device, encoder.dtype)
-        hidden = convolution(piece[None, None])[0].double()  # C M
+        with exact_convolutions():
+            hidden = convolution(piece[None, None])[0].double()  # C M
         sums, squares = sums + hidden.sum(-1), squares + hidden.square().sum(-1)
     mean = sums / total
     return mean, squares / total - mean.square()

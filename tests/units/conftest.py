@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from speechgpt.data.audio import SAMPLE_RATE, write_wav
 from speechgpt.data.rows import Utterance, write_manifest
 from speechgpt.units.encoder import Encoder

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from speechgpt.data.audio import read_audio
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.units.audio_pool import (

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+
 from speechgpt.units import codebook as module
 from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook
 

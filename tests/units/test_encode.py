@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from speechgpt.data.audio import write_wav
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.rows import Utterance, read_manifest, read_units, write_manifest

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import window_features
 

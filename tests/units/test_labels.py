@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.data.synthesize import ARPABET
 from speechgpt.units.audio_pool import IGNORED, AudioPool, load_pool

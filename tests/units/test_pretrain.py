@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.nn import functional
+
 from speechgpt.data.rows import read_manifest, write_manifest
 from speechgpt.units import pretrain as module
 from speechgpt.units.encoder import Encoder
@@ -21,7 +23,6 @@ from speechgpt.units.masked_prediction import (
 )
 from speechgpt.units.pretrain import pretrain
 from speechgpt.units.pretrain_config import PretrainConfig, TrainingConfig
-from torch.nn import functional
 
 from .conftest import GROUP, LAYER, STABLE, make_encoder, noise
 
@@ -222,10 +223,9 @@ def test_two_processes_train_one_encoder(corpus, tmp_path):
     a_config(tmp_path)
     rows = [replace(row, split="train") for row in read_manifest(corpus)]
     write_manifest(corpus, rows)
-    runner = tmp_path / "run.py"
-    runner.write_text("import sys\nfrom speechgpt.units.pretrain import main\nsys.exit(main(sys.argv[1:]))\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(runner), "--config", str(tmp_path / "encoder.yaml"), "--manifest", str(corpus)]
+    command += ["-m", "speechgpt.units.pretrain", "--config", str(tmp_path / "encoder.yaml")]
+    command += ["--manifest", str(corpus)]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out"), "--device", "cpu", "--steps", "2"],
         capture_output=True,

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+
 from speechgpt.data.files import read_json
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.units.codebook import Codebook, Provenance
