@@ -35,11 +35,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "align": ("speechgpt.data.align:main", "add phone alignments to a manifest"),
         "toy-corpus": ("speechgpt.data.toy:main", "make the toy corpus with numpy"),
         "mini-corpus": ("speechgpt.data.mini:main", "make the mini preset's sentences and questions"),
+        "qa-sentences": ("speechgpt.data.qa_sentences:main", "any question-answer file's sentences to speak"),
         "instruct": ("speechgpt.data.instruct:main", "unit rows to instruction rows (stage 2)"),
         "chain": ("speechgpt.data.chain:main", "question-answer rows to chain-of-modality rows (stage 3)"),
         "published": ("speechgpt.data.published:main", "rows to and from the published JSON lines"),
     },
     "Units": {
+        "perturb": (
+            "speechgpt.units.perturb:main",
+            "copies of recordings at other speeds, in noise, over a telephone",
+        ),
         "pretrain": ("speechgpt.units.pretrain:main", "train a HuBERT encoder by masked prediction"),
         "codebook": ("speechgpt.units.codebook:main", "cluster features into a codebook"),
         "units": ("speechgpt.units.encode:main", "encode a manifest to unit rows, resumable"),

@@ -1,0 +1,247 @@
+"""Copies of recordings at other speeds, in noise, over a telephone: audio files and a manifest.
+
+For corpora of so few speakers, rooms and devices that what is trained on their units learns those as well.
+Only rows of split train are copied. Rows are copied in chunks; a chunk's rows are written when all its audio
+is, and the manifest after the last chunk: a killed run goes on with the same command, and ends with the same
+files.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE, read_audio, resample
+from speechgpt.data.files import atomic_path, read_jsonl, write_jsonl
+from speechgpt.data.parallel import in_processes
+from speechgpt.data.rows import Utterance, read_manifest, write_manifest
+from speechgpt.data.settings import load_settings
+from speechgpt.data.synthesize import SAFE_ID, audio_path
+from speechgpt.units.augment import AugmentConfig, augment
+from speechgpt.units.settings import text_hash
+
+CHUNK = 64  # copies: what a kill can cost each job
+VERSION = 1  # of the way in which copies are made: another one makes all anew
+PEAK = 0.99  # the loudest that a file may be
+SPLIT = "train"  # held-out recordings stay as they were made
+LIMITS = (0.5, 2.0)  # of speeds
+NAME_LENGTH = 100  # characters of an id in a file name
+
+
+@dataclass
+class PerturbConfig:
+    """Chances are per copy; ranges are uniform, that of speeds over its logarithm. See `AugmentConfig`."""
+
+    copies: int | dict  # of each recording; or a number for each corpus, and corpora not named are left out
+    speed: tuple | list = (0.85, 1.18)  # 1.1 is 10 % faster and higher, formants too
+    equalizer_chance: float = 0.0
+    equalizer_db: float = 8.0
+    band_chance: float = 0.0
+    telephone_chance: float = 0.0
+    noise_chance: float = 0.0
+    snr_db: tuple | list = (5.0, 30.0)
+    reverb_chance: float = 0.0
+    reverb_seconds: tuple | list = (0.1, 0.4)
+    reverb_direct_db: tuple | list = (3.0, 15.0)
+    gain_db: tuple | list = (0.0, 0.0)  # peak level; [0, 0]: left as it is
+
+    def __post_init__(self) -> None:
+        counts = self.copies.values() if isinstance(self.copies, dict) else [self.copies]
+        if not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError(f"copies is {self.copies!r}; expected a whole number, or one for each corpus")
+        for name in ("speed", "snr_db", "reverb_seconds", "reverb_direct_db", "gain_db"):
+            value = getattr(self, name)
+            numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
+            if not numbers or len(value) != 2 or value[0] > value[1]:
+                raise ValueError(f"{name} is {value!r}; expected [lowest, highest]")
+        if not LIMITS[0] <= self.speed[0] <= self.speed[1] <= LIMITS[1]:
+            raise ValueError(f"speed is {self.speed!r}; expected numbers from {LIMITS[0]} to {LIMITS[1]}")
+        if not 0 < self.reverb_seconds[0]:
+            raise ValueError(f"reverb_seconds is {self.reverb_seconds!r}; expected numbers above 0")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PerturbConfig":
+        try:
+            return load_settings(cls, path)
+        except ValueError as error:
+            known = str(error).startswith(str(path))
+            raise error if known else ValueError(f"{path}: {error}") from error
+
+    def count(self, corpus: str) -> int:
+        """Copies of each recording of a corpus."""
+        return self.copies.get(corpus, 0) if isinstance(self.copies, dict) else self.copies
+
+    def sound(self) -> AugmentConfig:
+        given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return AugmentConfig(**{k: v for k, v in given.items() if k not in ("copies", "speed")})
+
+
+def perturb_waveform(waveform: np.ndarray, config: PerturbConfig, seed: int, name: str) -> np.ndarray:
+    """(T,) float32 at 16 kHz to (T / speed,) float32; the draws depend on `seed` and `name` alone."""
+    digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
+    chance = int.from_bytes(digest[:8], "big") / 2**64  # [0, 1)
+    slowest, fastest = (math.log(s) for s in config.speed)
+    # No copy may be too short for one frame of units.
+    speed = min(math.exp(slowest + chance * (fastest - slowest)), max(1.0, len(waveform) / RECEPTIVE_FIELD))
+    faster = resample(waveform, round(SAMPLE_RATE * speed), SAMPLE_RATE)  # T'
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[8:], "big") >> 1)
+    lengths = torch.tensor([len(faster)])
+    rows = torch.from_numpy(faster)[None]  # 1 T'
+    sound = augment(rows, lengths, config.sound(), generator, SAMPLE_RATE)[0].numpy()  # T'
+    return sound * min(1.0, PEAK / max(float(np.abs(sound).max()), PEAK))
+
+
+def retime_phones(phones: list, scale: float) -> list[list]:
+    """[[phone, end in seconds], ...] of a recording to those of a copy that lasts `scale` times as long."""
+    return [[phone, round(end * scale, 4)] for phone, end in phones]
+
+
+@dataclass(frozen=True)
+class Source:
+    row: Utterance
+    audio: Path
+    copies: int
+
+    def key(self) -> list:
+        """All of the recording that decides its copies."""
+        state = self.audio.stat()
+        return [asdict(self.row), str(self.audio.resolve()), state.st_size, state.st_mtime_ns, self.copies]
+
+    def outputs(self) -> list[tuple[str, Path]]:
+        """Ids and files of the copies."""
+        names = [f"{self.row.id}.x{n}" for n in range(self.copies)]
+        return [(name, audio_path(file_name(name), "flac")) for name in names]
+
+
+def file_name(name: str) -> str:
+    """A name that files may have; ids that have to be changed for it get a digest, so that none collide."""
+    if SAFE_ID.fullmatch(name) and len(name) <= NAME_LENGTH:
+        return name
+    digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return f"_{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:NAME_LENGTH]}.{digest}"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    sources: list[Source]
+    config: PerturbConfig
+    seed: int
+    out: Path
+    rows: Path  # relative to out; its name holds a hash of all that decides the copies
+
+    @property
+    def copies(self) -> int:
+        return sum(source.copies for source in self.sources)
+
+    def finished(self) -> bool:
+        files = (path for source in self.sources for _, path in source.outputs())
+        return (self.out / self.rows).exists() and all((self.out / path).exists() for path in files)
+
+
+def perturb_chunk(chunk: Chunk) -> int:
+    """Writes all copies, then the chunk's rows; returns their number."""
+    import soundfile
+
+    torch.set_num_threads(1)  # there is a process for each core; after a fork more threads would hang
+    rows = []
+    for source in chunk.sources:
+        waveform = read_audio(source.audio, SAMPLE_RATE)  # T
+        for name, path in source.outputs():
+            copy = perturb_waveform(waveform, chunk.config, chunk.seed, name)  # T'
+            with atomic_path(chunk.out / path) as part:
+                soundfile.write(str(part), copy, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+            phones = retime_phones(source.row.phones, len(copy) / len(waveform))
+            seconds = round(len(copy) / SAMPLE_RATE, 4)
+            rows.append(replace(source.row, id=name, path=str(path), seconds=seconds, phones=phones))
+    return write_manifest(chunk.out / chunk.rows, rows)
+
+
+def read_sources(manifests: Sequence[str | Path], config: PerturbConfig) -> list[Source]:
+    """The rows that get copies. Raises ValueError for an id in two files, or corpora that are not there."""
+    sources, seen = [], {}
+    corpora: Counter = Counter()
+    for manifest in manifests:
+        for row in read_manifest(manifest):
+            if row.id in seen:
+                raise ValueError(f"id {row.id!r} is in {seen[row.id]} and in {manifest}")
+            seen[row.id] = manifest
+            corpora[row.corpus] += 1
+            if row.split == SPLIT and (copies := config.count(row.corpus)):
+                sources.append(Source(row, row.audio(manifest), copies))
+    found = ", ".join(repr(c) for c in sorted(corpora))
+    if isinstance(config.copies, dict) and (missing := sorted(set(config.copies) - set(corpora))):
+        raise ValueError(f"copies names {', '.join(missing)}; the manifests have rows of {found}")
+    if not sources:
+        raise ValueError(f"no row of split {SPLIT!r} is to be copied; the manifests have rows of {found}")
+    return sources
+
+
+def plan(sources: list[Source], config: PerturbConfig, seed: int, out: Path) -> list[Chunk]:
+    """Chunks of about `CHUNK` copies; the same plan whenever it is made."""
+    parts: list[list[Source]] = [[]]
+    for source in sources:
+        if sum(s.copies for s in parts[-1]) >= CHUNK:
+            parts.append([])
+        parts[-1].append(source)
+    settings = json.dumps({k: v for k, v in asdict(config).items() if k != "copies"})
+    chunks = []
+    for number, part in enumerate(parts):
+        key = text_hash(VERSION, seed, settings, [source.key() for source in part])
+        chunks.append(Chunk(part, config, seed, out, Path("rows") / f"{number:05d}.{key}.jsonl"))
+    return chunks
+
+
+def perturb(
+    manifests: Sequence[str | Path], out: Path, config: PerturbConfig, seed: int = 0, jobs: int = 0
+) -> int:
+    """Writes OUT/audio and, last, OUT/manifest.jsonl in the manifests' order; returns the row count.
+
+    `jobs` 0 is one for each CPU core. Files of earlier runs with other recordings or settings are removed.
+    """
+    chunks = plan(read_sources(manifests, config), config, seed, out)
+    # First of all: rows of other settings must not vouch for audio that is about to be replaced.
+    _remove(out.glob("rows/*.jsonl"), {out / chunk.rows for chunk in chunks})
+    left = [chunk for chunk in chunks if not chunk.finished()]
+    if left:
+        (out / "manifest.jsonl").unlink(missing_ok=True)
+    total = sum(chunk.copies for chunk in chunks)
+    with tqdm(total=total, unit=" copies", disable=None, desc="perturb") as bar:
+        bar.update(total - sum(chunk.copies for chunk in left))
+        for count in in_processes(perturb_chunk, left, jobs):
+            bar.update(count)
+    rows = [row for chunk in chunks for _, row in read_jsonl(out / chunk.rows)]
+    count = write_jsonl(out / "manifest.jsonl", rows)
+    # Whatever else lies there: copies of other settings, and parts of files that a kill left behind.
+    kept = {out / row["path"] for row in rows}
+    for pattern in ("audio/*/*.flac", "audio/*/.*.part.flac", "rows/.*.part.jsonl"):
+        _remove(out.glob(pattern), kept)
+    return count
+
+
+def _remove(files: Iterator[Path], kept: set[Path]) -> None:
+    for path in set(files) - kept:
+        path.unlink(missing_ok=True)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="speechgpt perturb", description=__doc__)
+    parser.add_argument("--manifest", nargs="+", required=True, help="only rows of split train are copied")
+    parser.add_argument("--out", type=Path, required=True, help="folder for audio/ and manifest.jsonl")
+    parser.add_argument("--config", required=True, help="perturb.yaml")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=0, help="processes; default: one for each core")
+    args = parser.parse_args(argv)
+    if args.jobs < 0:
+        raise ValueError(f"--jobs {args.jobs}: expected 0 or more")
+    count = perturb(args.manifest, args.out, PerturbConfig.load(args.config), args.seed, args.jobs)
+    print(f"{args.out / 'manifest.jsonl'}: {count} rows")
+    return 0
