@@ -94,14 +94,29 @@ def wordings(slots: Slots) -> Iterator[str]:
 
 
 def jsgf(slots: Slots) -> str:
-    """A JSGF grammar of every order that says exactly these slots, with every opening and either article."""
-    bodies = sorted({text.partition(" ")[2] for text in wordings(slots)})
+    """A JSGF grammar of every order that says exactly these slots, with every opening."""
     return (
         "#JSGF V1.0;\ngrammar order;\n"
         f"<opening> = {' | '.join(OPENINGS)};\n"
-        f"<body> = {' | '.join(bodies)};\n"
-        "public <order> = <opening> (a | an) <body>;\n"
+        f"<body> = {' | '.join(wordings(slots))};\n"
+        "public <order> = <opening> <body>;\n"
     )
+
+
+def any_order_jsgf() -> str:
+    """A JSGF grammar of every order there is."""
+    rules = {name: " | ".join(values) for name, values in VALUES.items()} | {"opening": " | ".join(OPENINGS)}
+    before = " | ".join(" ".join(f"[<{name}>]" for name in order) for order in permutations(BEFORE))
+    milk, sugar = (f"<{name}>" for name in AFTER)
+    after = f"{milk} | {sugar} | {milk} and {sugar} | {sugar} and {milk}"
+    body = f"<opening> (a | an) ({before}) <coffeeDrink> [with ({after})]"
+    written = "".join(f"<{name}> = {rule};\n" for name, rule in rules.items())
+    return f"#JSGF V1.0;\ngrammar order;\n{written}public <order> = {body};\n"
+
+
+def is_wording(text: str, slots: Slots) -> bool:
+    """Whether `text` is a whole order that says exactly these slots."""
+    return any(text.endswith(f" {body}") and text[: -len(body) - 1] in OPENINGS for body in wordings(slots))
 
 
 def draw_slots(rng: random.Random, chance: float = 0.5) -> dict[str, str]:

@@ -1,18 +1,31 @@
 """The texts of the `mini` preset, from a seed: sentences to learn speech from, and questions with answers.
 
 Written are sentences.jsonl, questions.jsonl and answers.jsonl for `speechgpt synthesize`, and qa.jsonl, whose
-row says that the question's audio has the id `ID.q` and the answer's `ANSWER_ID.a`.
+row says that the question's audio has the id `ID.q` and the answer's `ANSWER_ID.a`. Recordings (`--speech`) of
+orders and digits get rows too, whose questions need no voice: there the question's audio has the row's own id.
 """
 
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechgpt.data.files import write_jsonl
-from speechgpt.data.questions import Question, digits, orders, repeats, smalltalk, split_of, sums, unknown
+from speechgpt.data.qa_sentences import answer_sentences, write_sentences
+from speechgpt.data.questions import (
+    Question,
+    digits,
+    orders,
+    recorded,
+    repeats,
+    smalltalk,
+    split_of,
+    sums,
+    unknown,
+)
+from speechgpt.data.rows import read_manifest
 from speechgpt.data.sentences import SentenceMaker, digit_string
 from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import Sentence
@@ -113,62 +126,71 @@ def plain_sentences(config: MiniConfig, maker: SentenceMaker) -> Iterator[tuple[
         yield f"number.{number:05d}", number_words(rng.randint(0, 10 ** rng.randint(1, 6))), "train"
 
 
-def questions(config: MiniConfig, maker: SentenceMaker) -> list[Question]:
+def questions(
+    config: MiniConfig, maker: SentenceMaker, recordings: Sequence[Question] = ()
+) -> list[Question]:
+    """All questions: those to be spoken, and those of `recordings`."""
     held, seed = config.held_out_questions, config.seed
     rows = [
-        *orders(config.orders, config.held_out_orders, seed),
+        *orders(config.orders, config.held_out_orders, seed, recordings),
         *digits(config.digits, held, seed),
         *sums(config.sums, held, seed),
         *repeats(config.repeats, held, seed, maker),
         *smalltalk(config.smalltalk, seed),
         *unknown(config.unknown, config.unknown_sentences, held, seed, maker),
+        *recordings,
     ]
     if repeated := [i for i, n in Counter(row.id for row in rows).items() if n > 1]:
         raise ValueError(f"question id {repeated[0]!r} appears twice")
     return rows
 
 
-def answers(rows: list[Question], config: MiniConfig) -> list[Sentence]:
-    """One sentence for each different answer; it is in train if any training question has it."""
-    splits: dict[str, str] = {}
-    for row in rows:
-        if splits.get(row.answer_id) != "train":
-            splits[row.answer_id] = row.split
-    texts = {row.answer_id: row.answer for row in rows}
-    return [
-        Sentence(f"{i}.a", text, config.answer_voice, splits[i], "mini-answers") for i, text in texts.items()
-    ]
-
-
-def build(config: MiniConfig, out: Path) -> dict[str, int]:
+def build(config: MiniConfig, out: Path, recordings: Sequence[Question] = ()) -> dict[str, int]:
     """Writes the four files; returns {file name: rows}."""
     maker, casting = SentenceMaker(), Casting(config)
     spoken = [
         Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
         for i, text, split in plain_sentences(config, maker)
     ]
-    rows = questions(config, maker)
+    rows = questions(config, maker, recordings)
     asked = [
         Sentence(f"{r.id}.q", r.question, casting.voice(r.id, r.split), r.split, "mini-questions")
         for r in rows
+        if not r.question_id
     ]
+    answers = answer_sentences(rows, config.answer_voice, "mini-answers")
     counts = {}
-    for name, sentences in (("sentences", spoken), ("questions", asked), ("answers", answers(rows, config))):
-        counts[f"{name}.jsonl"] = write_jsonl(out / f"{name}.jsonl", map(_compact, sentences))
+    for name, sentences in (("sentences", spoken), ("questions", asked), ("answers", answers)):
+        counts[f"{name}.jsonl"] = write_sentences(out / f"{name}.jsonl", sentences)
     counts["qa.jsonl"] = write_jsonl(out / "qa.jsonl", (row.row() for row in rows))
     return counts
 
 
-def _compact(sentence: Sentence) -> dict:
-    return {k: v for k, v in vars(sentence).items() if v}
+def read_recordings(manifests: Sequence[Path]) -> list[Question]:
+    """What the recordings ask, with a line about each manifest. Raises ValueError for one that asks nothing."""
+    found = []
+    for path in manifests:
+        rows = read_manifest(path)
+        asking = list(recorded(rows))
+        if not asking:
+            raise ValueError(
+                f"{path}: none of {len(rows)} recordings has the slots and words of an order, or is of the "
+                "corpus digits; `speechgpt align --jsgf-slots` finds the words of orders"
+            )
+        print(f"{path}: {len(asking)} of {len(rows)} recordings ask something")
+        found += asking
+    return found
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="speechgpt mini-corpus", description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="YAML: presets/mini/corpus.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
+    parser.add_argument(
+        "--speech", type=Path, nargs="+", default=[], metavar="MANIFEST", help="recorded orders and digits"
+    )
     args = parser.parse_args(argv)
-    counts = build(MiniConfig.load(args.config), args.out)
+    counts = build(MiniConfig.load(args.config), args.out, read_recordings(args.speech))
     for name, count in counts.items():
         print(f"{args.out / name}: {count} rows")
     print(f"{sum(counts.values()) - counts['qa.jsonl']} utterances to be spoken")

@@ -7,7 +7,6 @@ last chunk: a killed run goes on with the same command, and ends with the same r
 import argparse
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -16,7 +15,6 @@ import tempfile
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from speechgpt.data.audio import SAMPLE_RATE, resample
 from speechgpt.data.files import atomic_path, read_jsonl, write_jsonl
+from speechgpt.data.parallel import in_processes
 from speechgpt.data.rows import Utterance, write_manifest
 from speechgpt.data.voices import FLITE, VOICES, Voice, resolve
 
@@ -217,7 +216,7 @@ def synthesize(
     rejects: list[dict] = []
     with tqdm(total=len(sentences), unit=" sentences", disable=None, desc="synthesize") as bar:
         bar.update(len(sentences) - sum(len(c.sentences) for c in left))
-        for count, bad in _run(left, jobs or len(os.sched_getaffinity(0))):
+        for count, bad in in_processes(speak_chunk, left, jobs):
             bar.update(count + len(bad))
             rejects += bad
     if rejects:
@@ -232,14 +231,6 @@ def synthesize(
     else:
         (out / "rejects.jsonl").unlink(missing_ok=True)
     return _join(chunks, out)
-
-
-def _run(chunks: list[Chunk], jobs: int):
-    if jobs == 1 or len(chunks) < 2:
-        yield from map(speak_chunk, chunks)
-        return
-    with get_context("fork").Pool(min(jobs, len(chunks))) as pool:
-        yield from pool.imap_unordered(speak_chunk, chunks)
 
 
 def _join(chunks: list[Chunk], out: Path) -> int:

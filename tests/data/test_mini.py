@@ -2,28 +2,33 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from speechgpt.data import coffee
+from speechgpt.data.chain import main as chain
+from speechgpt.data.dialogue_rows import read_chain
 from speechgpt.data.english import Inflector, article
-from speechgpt.data.files import read_jsonl
+from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.mini import MiniConfig, main
 from speechgpt.data.questions import (
     MAX_ANSWER_WORDS,
     UNKNOWN_ANSWER,
     all_sums,
+    orders,
     read_smalltalk,
     wording_splits,
 )
+from speechgpt.data.rows import Utterance, UnitRow, write_manifest, write_units
 from speechgpt.data.sentences import TEXT, SentenceMaker
 from speechgpt.data.synthesize import read_sentences
 from speechgpt.data.text_normal import digit_words, normalise, number_words, ordinal_words
 
 PRESETS = Path(__file__).parents[2] / "speechgpt" / "presets"
+LATTE = "coffeeDrink=latte; size=small"
 SMALL = {
     **{"sentences": 300, "word_lists": 20, "words": 20, "digit_strings": 20, "numbers": 20, "orders": 200},
     **{"held_out_sentences": 20, "held_out_orders": 20, "digits": 60, "sums": 80, "repeats": 50},
@@ -88,6 +93,71 @@ def test_both_sides_of_every_question_are_spoken_once(texts):
     assert len({s.text for s in answered.values()}) == len(answered)
 
 
+RECORDED = [
+    Utterance("order-1", "a.wav", 2.0, text="CAN I GET a small latte", split="test", slots=LATTE),
+    Utterance("order-2", "b.wav", 2.0, slots=LATTE),  # nobody knows its words
+    Utterance("order-3", "c.wav", 2.0, text="i want a mocha", slots="coffeeDrink=mocha"),
+    Utterance("other-4", "d.wav", 2.0, text="turn the light on", slots="state=on"),
+    Utterance("7_ann_1", "e.wav", 0.5, corpus="digits", text="Seven.", split="dev"),
+    Utterance("8_ann_1", "f.wav", 0.5, corpus="digits", text="8"),  # chain would not take it for "eight"
+    Utterance("book-1", "g.wav", 2.0, corpus="librispeech", text="seven"),
+]
+
+
+def test_recordings_of_orders_and_digits_become_questions(texts, config_file, tmp_path, capsys):
+    write_manifest(tmp_path / "speech.jsonl", RECORDED)
+    out = tmp_path / "out"
+    speech = ["--speech", str(tmp_path / "speech.jsonl")]
+    assert main(["--config", str(config_file), "--out", str(out), *speech]) == 0
+    assert "3 of 7 recordings ask something" in capsys.readouterr().out
+    rows = {row["id"]: row for row in rows_of(out / "qa.jsonl")}
+    asked = [row for row in rows.values() if "question_id" in row]
+    assert [(r["id"], r["question_id"], r["question"], r["answer"], r["split"]) for r in asked] == [
+        (*["order-1"] * 2, "can i get a small latte", "okay here is your order a small latte", "test"),
+        (*["order-3"] * 2, "i want a mocha", "okay here is your order a mocha", "train"),
+        (*["7_ann_1"] * 2, "seven", "you said seven", "dev"),
+    ]
+    assert len(rows) == len(rows_of(texts / "qa.jsonl")) + 3
+    spoken = {s.id for s in read_sentences(out / "questions.jsonl")}
+    assert spoken == {f"{i}.q" for i, row in rows.items() if "question_id" not in row}
+    answered = {s.id: s.text for s in read_sentences(out / "answers.jsonl")}
+    assert all(answered[f"{row['answer_id']}.a"] == row["answer"] for row in asked)
+    said_seven = {row["answer_id"] for row in rows.values() if row["answer"] == "you said seven"}
+    assert len(said_seven) == 1
+
+    units = [UnitRow(u.id, [1, 2], [1, 1], text=u.text, split=u.split) for u in RECORDED]
+    units += [UnitRow(i, [3, 4], [1, 1], text=text) for i, text in answered.items()]
+    write_units(tmp_path / "units.jsonl", units)
+    write_jsonl(tmp_path / "asked.jsonl", asked)
+    files = ["--units", str(tmp_path / "units.jsonl"), "--out", str(tmp_path / "chain.jsonl")]
+    assert chain(["--qa", str(tmp_path / "asked.jsonl"), *files, "--proportions", "speech-speech=1"]) == 0
+    assert [
+        (r.id, r.question_units, r.answer_units, r.split) for r in read_chain(tmp_path / "chain.jsonl")
+    ] == [
+        ("order-1.speech-speech", [1, 2], [3, 4], "test"),
+        ("order-3.speech-speech", [1, 2], [3, 4], "train"),
+        ("7_ann_1.speech-speech", [1, 2], [3, 4], "dev"),
+    ]
+
+
+def test_no_order_to_be_spoken_has_the_words_of_a_recorded_one_in_another_split():
+    plain = list(orders(300, 30, 1))
+    taken = [replace(row, split="test") for row in plain[100:110]]
+    again = list(orders(300, 30, 1, taken))
+    words = {row.question for row in taken}
+    assert {row.split for row in plain if row.question in words} == {"train"}
+    assert {row.split for row in again if row.question in words} <= {"test"}
+    assert list(orders(300, 30, 1, plain[60:])) != [] and again[:60] == plain[:60]
+
+
+def test_a_manifest_that_asks_nothing_is_refused(config_file, tmp_path):
+    write_manifest(tmp_path / "speech.jsonl", RECORDED[1:2])
+    command = ["--config", str(config_file), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="speech.jsonl: none of 1 recordings .*speechgpt align --jsgf-slots"):
+        main([*command, "--speech", str(tmp_path / "speech.jsonl")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_everything_is_plain_words_and_answers_are_short(texts):
     for name in ("sentences", "questions", "answers"):
         for row in rows_of(texts / f"{name}.jsonl"):
@@ -124,8 +194,8 @@ def test_same_seed_same_texts_other_seed_others(texts, config_file, tmp_path):
 
 
 def test_every_answer_to_an_order_holds_its_slots_exactly(texts):
-    orders = [row for row in rows_of(texts / "qa.jsonl") if row["id"].startswith("order")]
-    for row in orders:
+    asked = [row for row in rows_of(texts / "qa.jsonl") if row["id"].startswith("order")]
+    for row in asked:
         slots = written_by_hand(row["question"])
         assert slots and written_by_hand(row["answer"]) == slots
         assert coffee.parse(row["answer"]) == slots == coffee.parse(row["question"])
@@ -147,7 +217,9 @@ def test_coffee_wordings_say_what_the_slots_say():
     answer = "okay here is your order a large dark roast double shot latte with some milk and brown sugar"
     assert coffee.answer(full) == answer
     assert len(list(coffee.wordings(full))) == 12
-    assert "public <order> = <opening> (a | an) <body>;" in coffee.jsgf(full)
+    assert "| a large dark roast double shot latte with brown sugar and some milk |" in coffee.jsgf(full)
+    assert coffee.is_wording("brew a dark roast large double shot latte with some milk and brown sugar", full)
+    assert not coffee.is_wording("brew a dark roast large double shot latte with some milk and", full)
     with pytest.raises(ValueError, match="size='big' is not in the coffee grammar"):
         coffee.parse_slots("size=big; coffeeDrink=latte")
 
