@@ -1,8 +1,8 @@
 """The texts of the `mini` preset, from a seed: sentences to learn speech from, and questions with answers.
 
 Written are sentences.jsonl, questions.jsonl and answers.jsonl for `speechgpt synthesize`, and qa.jsonl, whose
-row says that the question's audio has the id `ID.q` and the answer's `ANSWER_ID.a`. Recordings (`--speech`) of
-orders and digits get rows too, whose questions need no voice: there the question's audio has the row's own id.
+row says that the question's audio has the id `ID.q` and the answer's `ANSWER_ID.a`. Recorded orders and
+digits (`--speech`) get rows too; there the question's audio is the recording, with its own id.
 """
 
 import argparse
@@ -167,7 +167,7 @@ def build(config: MiniConfig, out: Path, recordings: Sequence[Question] = ()) ->
 
 
 def read_recordings(manifests: Sequence[Path]) -> list[Question]:
-    """What the recordings ask, with a line about each manifest. Raises ValueError for one that asks nothing."""
+    """What the recordings ask; prints how many do. Raises ValueError for a manifest where none does."""
     found = []
     for path in manifests:
         rows = read_manifest(path)

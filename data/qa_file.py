@@ -1,5 +1,6 @@
 """Question-answer files: JSON lines that say what is asked and what is to be answered, both as text."""
 
+import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,6 +18,11 @@ class QuestionAnswer:
     split: str = ""  # empty: that of the recording of the question, else train
     question_id: str = ""  # which recordings ask it; empty: the row's id
     answer_id: str = ""  # which recordings say its answer (questions may share one); empty: the row's id
+
+
+def answer_id(answer: str) -> str:
+    """An id that is the same for equal answers, so that each is spoken once."""
+    return "answer." + hashlib.blake2b(answer.encode(), digest_size=6).hexdigest()
 
 
 def read_questions(path: str | Path) -> list[QuestionAnswer]:

@@ -1,17 +1,21 @@
 """Questions with their answers, as text: orders, digits, sums, repeating, small talk, and what is unknown.
 
-Each function yields `Question`s. The editable files are qa/smalltalk.jsonl and qa/unknown.txt.
+Each function yields `Question`s; `recorded` finds them in recordings. The editable files are
+qa/smalltalk.jsonl and qa/unknown.txt.
 """
 
-import hashlib
 import random
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechgpt.data import coffee
 from speechgpt.data.files import read_jsonl
+from speechgpt.data.qa_file import answer_id
+from speechgpt.data.rows import Utterance
 from speechgpt.data.sentences import SentenceMaker, digit_string
+from speechgpt.data.splits import text_key
 from speechgpt.data.text_normal import ONES, normalise, number_words
 
 QA = Path(__file__).with_name("qa")
@@ -28,6 +32,7 @@ SUM_WORDINGS = (
 )
 REPEAT_WORDINGS = ("repeat after me {}", "say after me {}", "please repeat {}", "please say {}", "repeat {}")
 LARGEST_SUM = 20
+DIGIT_CORPORA = ("digits", "spoken-digits")  # recordings of single digits
 MAX_ANSWER_WORDS = 20
 
 
@@ -37,20 +42,21 @@ class Question:
     question: str
     answer: str
     split: str
+    question_id: str = ""  # the recording that asks it; "": it is to be spoken, as `ID.q`
 
     @property
     def answer_id(self) -> str:
-        """The same for equal answers, so that each is spoken once."""
-        return "answer." + hashlib.blake2b(self.answer.encode(), digest_size=6).hexdigest()
+        return answer_id(self.answer)
 
     def row(self) -> dict:
-        return {
+        row = {
             "id": self.id,
             "question": self.question,
             "answer": self.answer,
             "answer_id": self.answer_id,
             "split": self.split,
         }
+        return row | {"question_id": self.question_id} if self.question_id else row
 
 
 def split_of(number: int, dev: int, test: int) -> str:
@@ -58,20 +64,51 @@ def split_of(number: int, dev: int, test: int) -> str:
     return "test" if number < test else "dev" if number < test + dev else "train"
 
 
-def orders(count: int, held: int, seed: int) -> Iterator[Question]:
-    """`count` orders, `held` of them dev and as many test, whose words are in no other split."""
+def recorded(utterances: Iterable[Utterance]) -> Iterator[Question]:
+    """The recordings that ask something: orders whose slots and words are known, and single digits."""
+    for row in utterances:
+        text = normalise(row.text)
+        if text_key(text) != text_key(row.text):
+            continue  # written with signs that are read out: its units would not be taken for this text's
+        if answer := recorded_answer(row, text):
+            yield Question(row.id, text, answer, row.split, question_id=row.id)
+
+
+def recorded_answer(row: Utterance, text: str) -> str:
+    """ "" for what is no question that can be answered, or has no words."""
+    if row.corpus in DIGIT_CORPORA:
+        return f"you said {text}" if text in ONES[:10] else ""
+    if not text or not row.slots:
+        return ""
+    try:
+        return coffee.answer(coffee.parse_slots(row.slots))
+    except ValueError:
+        return ""  # slots of another task
+
+
+def orders(count: int, held: int, seed: int, recordings: Iterable[Question] = ()) -> Iterator[Question]:
+    """`count` orders, `held` of them dev and as many test, whose words are in no other split.
+
+    No order has the words of a recorded one that is in another split.
+    """
     rng, seen, held_out = random.Random(f"{seed} orders"), set(), frozenset()
+    said: Mapping[str, set[str]] = defaultdict(set)  # in which splits of the recordings
+    for row in recordings:
+        said[row.question].add(row.split)
     for number in range(count):
+        split = split_of(number, held, held)
         slots = coffee.draw_slots(rng)
         text = coffee.draw_order(slots, rng, polite=0.05)
         # Short orders run out of wordings: in train a tenth of the repeated ones stay.
-        while text in seen and (number < 2 * held or rng.random() < 0.9 or text in held_out):
+        while said.get(text, {split}) != {split} or (
+            text in seen and (number < 2 * held or rng.random() < 0.9 or text in held_out)
+        ):
             slots = coffee.draw_slots(rng)
             text = coffee.draw_order(slots, rng, polite=0.05)
         seen.add(text)
         if number < 2 * held:
             held_out = frozenset(seen)
-        yield Question(f"order.{number:05d}", text, coffee.answer(slots), split_of(number, held, held))
+        yield Question(f"order.{number:05d}", text, coffee.answer(slots), split)
 
 
 def digits(count: int, held: int, seed: int) -> Iterator[Question]:

@@ -22,7 +22,7 @@ from speechgpt.data.questions import (
     read_smalltalk,
     wording_splits,
 )
-from speechgpt.data.rows import Utterance, UnitRow, write_manifest, write_units
+from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.data.sentences import TEXT, SentenceMaker
 from speechgpt.data.synthesize import read_sentences
 from speechgpt.data.text_normal import digit_words, normalise, number_words, ordinal_words
