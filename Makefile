@@ -6,27 +6,34 @@ SHELL := bash
 .SUFFIXES:
 MAKEFLAGS += --no-builtin-rules
 
-PRESET ?= toy#        toy | mini | speechgpt-7b, or a folder of your own under speechgpt/presets/
-CORPUS ?= $(PRESET)#  name of the corpus: its folder under work/PRESET/
-READER ?=#            reader for ROOT (see data/CORPORA.md); empty: the preset's own corpus maker
-ROOT ?=#              folder of the corpus that READER reads
-SPEECH ?=#            mini: folder with a manifest.tsv of real recordings, added to the synthesised speech
-ENCODER ?=#           a HuBERT folder of your own: skips the pretraining
-LAYER ?=#             layer of ENCODER; empty: the one in the preset's codebook.yaml
+PRESET ?= toy#        toy | mini | speechgpt-7b, or a folder of your own in speechgpt/presets/
+CORPUS ?= $(PRESET)#  name of the corpus: its folder in work/PRESET/
+READER ?=#            reader of your own corpus (data/CORPORA.md); empty: the preset makes its corpus
+ROOT ?=#              folder that READER reads
+QA ?=#                your questions and answers (JSON lines), for stage 3
+SPEECH ?=#            mini: folder with a manifest.tsv of recordings, to train on beside synthesised speech
+ENCODER ?=#           HuBERT folder of your own: nothing is pretrained
+LLAMA ?=#             LLaMA folder that is extended, instead of the one that llama.yaml names
+TORCHRUN ?=#          e.g. "torchrun --nproc_per_node 8": starts the trainers on several GPUs
+DEVICE ?= auto#       auto | cpu | cuda, for all but the trainers that TORCHRUN starts
 PYTHON ?= python3.11
-LAUNCH ?=#            e.g. torchrun --nproc_per_node 8 -m speechgpt.cli: launches the trainers
-DEMO_DIR := work/demo
 
 BIN := .venv/bin
 SPEECHGPT := $(BIN)/speechgpt
-TRAIN := $(if $(LAUNCH),$(BIN)/$(LAUNCH),$(SPEECHGPT))
-CONFIG := speechgpt/presets/$(PRESET)
-K ?= $(shell sed -n 's/^clusters: *\([0-9]*\).*/\1/p' $(CONFIG)/codebook.yaml)
-C := work/$(PRESET)/$(CORPUS)
-U := $(C)/km$(K)
+LAUNCH := $(if $(TORCHRUN),$(BIN)/$(TORCHRUN) -m speechgpt.cli,$(SPEECHGPT))
 SETUP := .venv/.setup
+CONFIG := speechgpt/presets/$(PRESET)
+K ?= $(shell sed -n 's/^k: *\([0-9]*\).*/\1/p' $(CONFIG)/codebook.yaml)
+C := work/$(PRESET)/$(CORPUS)#  what does not depend on K
+U := $(C)/km$(K)#               what does
+DATA := $(C)/data
+E := $(or $(ENCODER),$(C)/encoder)
+CODEBOOK := $(U)/codebook.safetensors
+UNITS := $(U)/units.jsonl
+MODEL := $(U)/model/speechgpt.json
 
-.PHONY: help setup demo test parity lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk toy clean FORCE
+.PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk toy
+.PHONY: FORCE
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
@@ -45,7 +52,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 demo: | $(SETUP) ## ask the shipped question, hear the answer: work/demo/answer.wav
-	$(SPEECHGPT) demo --out-dir $(DEMO_DIR)
+	$(SPEECHGPT) demo --out work/demo/answer.wav
 
 test: | $(SETUP) ## run the test suite
 	$(BIN)/python -m pytest tests
@@ -60,7 +67,124 @@ talk: | $(SETUP) ## answer the recording IN=question.wav into the folder OUT=wor
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 	$(MAKE) --no-print-directory eval PRESET=toy
 
-# A config counts as changed only when its content changed: a mere touch retrains nothing.
+# ---- the pipeline: goals, then the files that they stand for ----------------------------------------------------
+data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
+codebook: $(CODEBOOK) ## HuBERT by masked prediction, then k-means on its features
+units: $(UNITS) $(U)/quality.json ## every recording as discrete units, and how good they are
+instruct: $(U)/instruct.jsonl ## rows with task descriptions
+stage1: $(U)/stage1/done.json ## modality adaptation: units alone
+stage2: $(U)/stage2/done.json ## cross-modal instruction: ASR and TTS rows
+stage3: $(U)/llm/config.json ## chain of modality: LoRA, merged
+vocoder: $(U)/vocoder/done.json ## units back to speech
+model: $(MODEL) ## all parts in one folder, as `--model` takes it
+eval: $(U)/report/report.json ## measure the model: report.json and report.html
+
+# A config counts as changed only when its content did: a mere touch retrains nothing.
 $(C)/config/%.yaml: $(CONFIG)/%.yaml FORCE
 	@mkdir -p $(@D); cmp -s $< $@ || cp $< $@
 FORCE:
+
+# -- data
+ifneq ($(READER),)
+$(C)/read.jsonl: | $(SETUP)
+	$(SPEECHGPT) manifest --reader $(READER) --root "$(ROOT)" --plain --out $@
+$(DATA)/manifest.jsonl: $(C)/read.jsonl
+	$(SPEECHGPT) split --manifest $< --out $@
+else ifeq ($(PRESET),mini)
+TEXTS := $(addprefix $(C)/texts/,sentences.jsonl questions.jsonl answers.jsonl)
+ifneq ($(SPEECH),)
+RECORDED := $(C)/speech/aligned.jsonl $(C)/speech/perturbed/manifest.jsonl
+$(C)/speech/read.jsonl: $(SPEECH)/manifest.tsv | $(SETUP)
+	$(SPEECHGPT) manifest --reader tsv --root "$(SPEECH)" --plain --out $@
+$(C)/speech/split.jsonl: $(C)/speech/read.jsonl
+	$(SPEECHGPT) split --manifest $< --out $@ --dev 0.04 --test 0.08 --seed 1 --unknown text --share-text digits
+$(C)/speech/aligned.jsonl: $(C)/speech/split.jsonl
+	$(SPEECHGPT) align --manifest $< --out $@ --jsgf-slots
+$(C)/speech/perturbed/manifest.jsonl: $(C)/config/perturb.yaml $(C)/speech/aligned.jsonl
+	$(SPEECHGPT) perturb --config $< --manifest $(C)/speech/aligned.jsonl --out $(@D)
+endif
+$(TEXTS) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) | $(SETUP)
+	$(SPEECHGPT) mini-corpus --config $< $(if $(RECORDED),--speech $(RECORDED)) --out $(C)/texts
+	mkdir -p $(DATA); mv $(C)/texts/qa.jsonl $(DATA)/qa.jsonl
+$(C)/spoken/manifest.jsonl: $(TEXTS)
+	$(SPEECHGPT) synthesize --sentences $^ --out $(@D)
+$(DATA)/manifest.jsonl: $(C)/spoken/manifest.jsonl $(RECORDED)
+	$(SPEECHGPT) merge $^ --out $@
+else ifeq ($(PRESET),toy)
+$(DATA)/manifest.jsonl $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml | $(SETUP)
+	$(SPEECHGPT) toy-corpus --config $< --out $(DATA)
+else
+$(DATA)/manifest.jsonl:
+	@echo "PRESET=$(PRESET) makes no corpus of its own: give READER= and ROOT= (data/CORPORA.md)" >&2; exit 2
+endif
+
+# Stage 3 of your own corpus: your questions and answers, spoken by the corpus maker and encoded beside the rest.
+ifneq ($(QA),)
+ASKED := $(addprefix $(C)/qa/,questions.jsonl answers.jsonl)
+$(ASKED) $(C)/qa/qa.jsonl &: $(QA) | $(SETUP)
+	$(SPEECHGPT) qa-sentences --qa "$(QA)" --out $(C)/qa
+$(C)/qa/spoken/manifest.jsonl: $(ASKED)
+	$(SPEECHGPT) synthesize --sentences $^ --out $(@D)
+$(U)/qa-units.jsonl: $(C)/qa/spoken/manifest.jsonl $(CODEBOOK)
+	$(SPEECHGPT) units --encoder "$E" --codebook $(CODEBOOK) --manifest $< --device $(DEVICE) --out $@
+QA_FILE := $(C)/qa/qa.jsonl
+QA_UNITS := $(U)/qa-units.jsonl
+else ifeq ($(READER),)
+QA_FILE := $(DATA)/qa.jsonl
+QA_UNITS := $(UNITS)
+else
+QA_FILE := $(C)/qa.jsonl
+$(QA_FILE):
+	@echo "stage 3 needs questions and answers: give QA=file.jsonl (data/CORPORA.md)" >&2; exit 2
+endif
+
+# -- units
+ifeq ($(ENCODER),)
+$(C)/encoder/done.json: $(C)/config/encoder.yaml $(DATA)/manifest.jsonl
+	$(LAUNCH) pretrain --config $< --manifest $(DATA)/manifest.jsonl $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+ENCODED := $(C)/encoder/done.json
+else
+ENCODED := $(ENCODER)/config.json
+endif
+$(U)/codebook.yaml: $(C)/config/codebook.yaml
+	@mkdir -p $(@D); sed 's/^k:.*/k: $(K)/' $< > $@
+$(CODEBOOK): $(U)/codebook.yaml $(ENCODED) $(DATA)/manifest.jsonl
+	$(SPEECHGPT) codebook --config $< --encoder "$E" --manifest $(DATA)/manifest.jsonl --device $(DEVICE) --out $@
+$(UNITS): $(DATA)/manifest.jsonl $(CODEBOOK)
+	$(SPEECHGPT) units --encoder "$E" --codebook $(CODEBOOK) --manifest $< --device $(DEVICE) --out $@
+$(U)/quality.json: $(UNITS)
+	$(SPEECHGPT) unit-quality --units $< --manifest $(DATA)/manifest.jsonl --codebook $(CODEBOOK) --out $@
+
+# -- vocoder
+$(U)/vocoder/done.json: $(C)/config/vocoder.yaml $(UNITS)
+	$(LAUNCH) vocoder --config $< --manifest $(DATA)/manifest.jsonl --units $(UNITS) --codebook $(CODEBOOK) \
+	  $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+
+# -- language model
+$(U)/instruct.jsonl: $(UNITS) $(QA_FILE)
+	$(SPEECHGPT) instruct --units $< --chat $(QA_FILE) --out $@
+$(U)/chain.jsonl: $(QA_FILE) $(QA_UNITS)
+	$(SPEECHGPT) chain --qa $< --units $(QA_UNITS) --out $@
+$(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(QA_FILE)
+	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(QA_FILE) $(if $(LLAMA),--from "$(LLAMA)") --out $(@D)
+$(U)/lm/config.json: $(C)/config/llama.yaml $(C)/tokenizer/tokenizer.json
+	$(SPEECHGPT) init-lm --config $< --tokenizer $(C)/tokenizer --units $(K) $(if $(LLAMA),--base "$(LLAMA)") --out $(@D)
+$(U)/stage1/done.json: $(C)/config/stage1.yaml $(U)/lm/config.json $(UNITS)
+	$(LAUNCH) train --config $< --model $(U)/lm --data $(UNITS) $(STAGE1_TEXT) --out $(@D)
+$(U)/stage2/done.json: $(C)/config/stage2.yaml $(U)/stage1/done.json $(U)/instruct.jsonl
+	$(LAUNCH) train --config $< --model $(U)/stage1 --data $(U)/instruct.jsonl --out $(@D)
+$(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.jsonl
+	$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl --mix $(U)/instruct.jsonl --out $(@D)
+$(U)/llm/config.json: $(U)/stage3/done.json
+	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
+# A LLaMA that starts from fresh weights first sees text in stage 1.
+STAGE1_TEXT = $(if $(filter toy mini,$(PRESET)),--mix $(DATA)/manifest.jsonl $(QA_FILE))
+
+# -- the model, measured
+$(MODEL): $(C)/config/model.yaml $(U)/llm/config.json $(U)/vocoder/done.json
+	$(SPEECHGPT) assemble --config $< --encoder "$E" --codebook $(CODEBOOK) --llm $(U)/llm --vocoder $(U)/vocoder \
+	  --stage-config $(C)/config/stage3.yaml --out $(@D)
+$(U)/report/report.json: $(C)/config/eval.yaml $(MODEL) $(U)/quality.json
+	$(SPEECHGPT) eval --config $< --model $(U)/model --manifest $(DATA)/manifest.jsonl --units $(UNITS) --qa $(QA_FILE) \
+	  --stage $(foreach n,1 2,stage$n=$(U)/stage$n) stage3=$(U)/llm --unit-quality $(U)/quality.json \
+	  --device $(DEVICE) --out $(@D)

@@ -1,6 +1,6 @@
 """Audio files to mono float32 waveforms at the rate that the units need, and back.
 
-Whatever libsndfile reads is accepted; channels are averaged (never laid end to end) and any rate is resampled.
+Whatever libsndfile reads is accepted; channels are averaged (never laid end to end), any rate is resampled.
 """
 
 from dataclasses import dataclass

@@ -17,6 +17,7 @@ from speechgpt.data.files import atomic_path
 from speechgpt.data.layouts import Flaw, Found, LayoutOptions, Recording
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import SPLITS, Utterance, path_from, write_manifest
+from speechgpt.data.text_normal import normalise
 
 READERS: dict[str, Callable[[Path, LayoutOptions], Found]] = {
     "librispeech": layouts.librispeech,
@@ -45,7 +46,7 @@ class Opening:
     split: str = ""  # overrides the corpus's own
     cut_to: Path | None = None  # folder for segments
     decode: bool = False  # decode every file, to find the damaged ones now
-    lower: bool = False  # transcripts to lower case
+    plain: bool = False  # transcripts as plain words: lower case, no punctuation, numbers spelled out
 
 
 def open_recording(recording: Recording, opening: Opening) -> Utterance | Flaw:
@@ -65,7 +66,7 @@ def open_recording(recording: Recording, opening: Opening) -> Utterance | Flaw:
         seconds=round(seconds, 4),
         speaker=recording.speaker,
         corpus=recording.corpus or opening.corpus,
-        text=recording.text.lower() if opening.lower else recording.text,
+        text=normalise(recording.text) if opening.plain else recording.text,
         split=opening.split or recording.split,
         slots=recording.slots,
     )
@@ -181,7 +182,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--speaker-level", type=int, default=0, metavar="N", help="the Nth folder below the root is a speaker"
     )
     add("--audio-root", type=Path, help="kaldi: where relative paths count from (default: wav.scp's folder)")
-    add("--lower", action="store_true", help="transcripts to lower case")
+    add("--plain", action="store_true", help="transcripts as plain words: lower case, numbers spelled out")
     add("--decode", action="store_true", help="decode every file now, to find damaged ones (slower)")
     add("--max-bad", type=int, default=0, help="rejects to tolerate; they go to OUT's .rejects.jsonl")
     add("--jobs", type=int, default=4, help="files opened at once (default 4)")
@@ -197,7 +198,7 @@ def main(argv: list[str]) -> int:
     args = parse_arguments(argv)
     parts = tuple(args.splits)
     opening = Opening(
-        args.out, args.corpus or args.reader, args.split or "", args.cut_to, args.decode, args.lower
+        args.out, args.corpus or args.reader, args.split or "", args.cut_to, args.decode, args.plain
     )
     found = READERS[args.reader](args.root, LayoutOptions(parts, args.speaker_level, args.audio_root))
     seen: set[str] = set()

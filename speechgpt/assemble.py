@@ -24,6 +24,8 @@ class ModelSettings:
     name: str
     licence: str = ""  # of the weights
     max_question_seconds: float = LONGEST_QUESTION  # talk and transcribe refuse longer recordings
+    plain_text: bool = False  # typed text becomes lower-case words, numbers spelled out, as it was trained
+    duration_scale: float = 1.0  # over 1 speaks slower than the vocoder predicts
     decoding: dict = field(
         default_factory=dict
     )  # temperature, top_k, top_p, ...; empty: the generator's defaults
@@ -113,6 +115,8 @@ def assemble(
         layer=parts.codebook.provenance.layer,
         decoding=settings.decoding,
         max_question_seconds=settings.max_question_seconds,
+        plain_text=settings.plain_text,
+        duration_scale=settings.duration_scale,
         licence=settings.licence,
         provenance=_provenance(parts),
     )

@@ -42,6 +42,8 @@ class ModelConfig:
     layer: int = 1  # encoder layer that the codebook was made from, counted from 1
     decoding: dict[str, Any] = field(default_factory=dict)  # temperature, top_k, ...; empty: the defaults
     max_question_seconds: float = LONGEST_QUESTION  # talk and transcribe refuse longer recordings
+    plain_text: bool = False  # typed text becomes lower-case words, numbers spelled out, as it was trained
+    duration_scale: float = 1.0  # over 1 speaks slower than the vocoder predicts
     licence: str = ""  # of the weights
     provenance: dict[str, Any] = field(default_factory=dict)  # where the parts came from
     format: int = FORMAT

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speechgpt.data.audio import check_waveform, read_audio
+from speechgpt.data.text_normal import normalise
 from speechgpt.devices import choose_device
 from speechgpt.model_dir import ModelDir, find_model
 
@@ -108,8 +109,8 @@ class SpeechGPT:
         """Answers a spoken question, or the typed `text`. `seed` fixes what a sampling model draws."""
         if (question is None) == (text is None):
             raise ValueError("give either a recording or a text")
-        if text is not None and not text.strip():
-            raise ValueError("the question's text is empty")
+        if text is not None:
+            text = self._words(text, "the question's text")
         clock = _Clock()
         frames, seconds_in = np.zeros(0, np.int64), 0.0
         if question is not None:
@@ -126,7 +127,7 @@ class SpeechGPT:
         )
         sound = None
         if speech:
-            sound = say_units(self.synthesizer, turn.units, durations="predicted")  # T
+            sound = self._say(turn.units)  # T
             clock.mark("first_sound")
         return Reply(
             transcript=turn.transcript if text is None else text,
@@ -147,10 +148,7 @@ class SpeechGPT:
 
     def speak(self, text: str, seed: int | None = None) -> np.ndarray:
         """(T,) float32 at `sample_rate`: the text, said."""
-        if not text.strip():
-            raise ValueError("the text is empty")
-        units = self._seeded(seed).speak_units(text)
-        return say_units(self.synthesizer, units, durations="predicted")
+        return self._say(self._seeded(seed).speak_units(self._words(text, "the text")))
 
     def encode(self, question: Recording) -> np.ndarray:
         """A recording of any length to its units, one a frame: (N,) int64."""
@@ -161,7 +159,19 @@ class SpeechGPT:
 
     def decode(self, units: Sequence[int], speaker: str | int | None = None) -> np.ndarray:
         """Units to (T,) float32 at `sample_rate`. One a frame they keep their timing, see `say_units`."""
-        return say_units(self.synthesizer, units, speaker)
+        return say_units(self.synthesizer, units, speaker, self.model_dir.config.duration_scale)
+
+    def _words(self, text: str, name: str) -> str:
+        """The text as the model was trained on it; ValueError when nothing is left to say."""
+        words = normalise(text) if self.model_dir.config.plain_text else text
+        if not words.strip():
+            raise ValueError(f"{name} is empty" if not text.strip() else f"{name} {text!r} holds no word")
+        return words
+
+    def _say(self, units: Sequence[int]) -> np.ndarray:
+        """Deduplicated units (U,) to (T,) float32 at the predicted durations."""
+        found = np.asarray(units, dtype=np.int64)
+        return self.synthesizer.synthesize([found], duration_scale=self.model_dir.config.duration_scale)[0]
 
     def _seeded(self, seed: int | None) -> "Generator":
         if seed is not None:
@@ -207,17 +217,14 @@ def say_units(
     synthesizer: "Synthesizer",
     units: Sequence[int],
     speaker: str | int | None = None,
-    durations: str = "auto",
+    duration_scale: float = 1.0,
 ) -> np.ndarray:
-    """Units to (T,) float32.
-
-    `durations`: "true" takes every unit for one frame, "predicted" asks the vocoder for the timing of the
-    deduplicated units; "auto" is "true" where a unit repeats, which deduplicated units never do.
-    """
+    """Units to (T,) float32. Where a unit repeats they keep their timing, one frame a unit; deduplicated
+    units never repeat, and get the vocoder's own durations."""
     from speechgpt.units.dedup import deduplicate
 
     given = np.asarray(units, dtype=np.int64)
     found, frames = deduplicate(given)  # U, U
-    if durations == "true" or (durations == "auto" and len(found) < len(given)):
+    if len(found) < len(given):
         return synthesizer.synthesize([found], [frames], speaker=speaker)[0]
-    return synthesizer.synthesize([found], speaker=speaker)[0]
+    return synthesizer.synthesize([found], speaker=speaker, duration_scale=duration_scale)[0]

@@ -19,7 +19,7 @@ from speechgpt.data.rows import UnitRow, Utterance
 from speechgpt.data.text_normal import normalise
 from speechgpt.judge import Judge, Pocketsphinx, word_errors
 from speechgpt.measures import Measure, measure, perplexity, ratio
-from speechgpt.pipeline import SpeechGPT, say_units
+from speechgpt.pipeline import SpeechGPT, deduplicated
 
 SHOWN = 8  # samples of a section on the page
 SHUFFLED = "texts of other items"
@@ -95,9 +95,8 @@ def resynthesis(
         waveform = read_audio(path)
         frames = model.encode(waveform)  # N
         heard["natural"].append(judge.hear(waveform, SAMPLE_RATE))
-        for name in ("true", "predicted"):
-            spoken = say_units(model.synthesizer, frames, durations=name)
-            heard[name].append(judge.hear(spoken, model.sample_rate))
+        for name, units in (("true", frames), ("predicted", deduplicated(frames))):
+            heard[name].append(judge.hear(model.decode(units), model.sample_rate))
     natural = _word_measure("natural recordings", texts, heard["natural"], seed)
     anchors = {"ceiling": natural.value, "ceiling_name": "natural recordings"}
     measures = [natural] + [

@@ -3,12 +3,14 @@
 import argparse
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from speechgpt.data.files import read_json, read_jsonl, write_json, write_text
+from speechgpt.data.settings import load_settings
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 # The fields of our own and of the published JSON lines that hold text.
@@ -144,21 +146,30 @@ def read_texts(paths: Iterable[str | Path]) -> Iterator[str]:
                 yield from (line.rstrip("\n") for line in lines if line.strip())
 
 
+@dataclass
+class TokenizerSettings:
+    """tokenizer.yaml."""
+
+    size: int = 2000  # tokens at most, of a tokenizer that is trained here
+    base: str = ""  # LLaMA folder whose tokenizer is taken over; empty: train one
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="speechgpt tokenizer", description="Make the base text tokenizer.")
+    parser.add_argument("--config", type=Path, help="tokenizer.yaml; the options below come before it")
     parser.add_argument("--out", required=True, help="folder for tokenizer.json and tokenizer_config.json")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", nargs="+", metavar="FILE", help="train on text files or JSON lines")
-    source.add_argument("--from", dest="source", metavar="DIR", help="take the tokenizer of a LLaMA folder")
-    parser.add_argument("--size", type=int, default=2000, help="tokens at most, with --text (default 2000)")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="train on text files or JSON lines")
+    parser.add_argument("--from", dest="base", metavar="DIR", help="take the tokenizer of a LLaMA folder")
+    parser.add_argument("--size", type=int, help="tokens at most, with --text (default 2000)")
     args = parser.parse_args(argv)
-    if args.source:
-        size = import_tokenizer(args.source, args.out)
+    settings = load_settings(TokenizerSettings, args.config) if args.config else TokenizerSettings()
+    if base := args.base or settings.base:
+        size = import_tokenizer(base, args.out)
     else:
-        texts = list(read_texts(args.text))
+        texts = list(read_texts(args.text or ()))
         if not texts:
-            raise ValueError(f"{', '.join(args.text)}: no text found; expected lines, or JSON lines with "
-                             f"one of {', '.join(TEXT_FIELDS)}")  # fmt: skip
-        size = train_tokenizer(texts, args.size, args.out)
+            raise ValueError(f"{', '.join(args.text or ['--text'])}: no text found; expected lines, or JSON "
+                             f"lines with one of {', '.join(TEXT_FIELDS)}")  # fmt: skip
+        size = train_tokenizer(texts, args.size or settings.size, args.out)
     print(f"{args.out}: {size} tokens")
     return 0

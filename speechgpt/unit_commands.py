@@ -66,33 +66,37 @@ def decode(argv: list[str]) -> int:
     from speechgpt.data.unit_text import text_to_units
 
     lines = _unit_lines(args.units)
-    faults, vocoder = Faults("decode"), None
+    faults, vocoder, scale = Faults("decode"), None, 1.0
     for (name, line), out in zip(lines, _numbered(args.out, len(lines)), strict=True):
         units = faults.attempt(name, text_to_units, line)
         if units is None:
             continue
-        vocoder = vocoder or _load_vocoder(args)
-        waveform = faults.attempt(name, _decode, vocoder, units, args.speaker, out)
+        vocoder, scale = (vocoder, scale) if vocoder else _load_vocoder(args)
+        waveform = faults.attempt(name, _decode, vocoder, units, args.speaker, scale, out)
         if waveform is not None:
             emit(f"{out} ({len(waveform) / vocoder.sample_rate:.2f} s)")
     return faults.code
 
 
-def _decode(vocoder, units: list[int], speaker: str | None, out: Path):
+def _decode(vocoder, units: list[int], speaker: str | None, scale: float, out: Path):
     from speechgpt.pipeline import say_units
 
     if not units:
         raise ValueError("there are no units between <sosp> and <eosp>")
     number = speaker is not None and speaker not in vocoder.speakers and speaker.isdecimal()
-    waveform = say_units(vocoder, units, int(speaker) if number else speaker)
+    waveform = say_units(vocoder, units, int(speaker) if number else speaker, scale)
     save_speech(out, waveform, vocoder.sample_rate)
     return waveform
 
 
 def _load_vocoder(args: argparse.Namespace):
+    """(vocoder, how much slower than it predicts its model speaks)."""
     from speechgpt.model_dir import find_model, load_synthesizer
 
-    return load_synthesizer(args.vocoder or find_model(args.model).vocoder, args.device)
+    if args.vocoder:
+        return load_synthesizer(args.vocoder, args.device), 1.0
+    model = find_model(args.model)
+    return load_synthesizer(model.vocoder, args.device), model.config.duration_scale
 
 
 def _unit_lines(source: str) -> list[tuple[str, str]]:

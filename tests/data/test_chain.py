@@ -1,6 +1,7 @@
 from collections import Counter
 
 import pytest
+
 from speechgpt.data import chain
 from speechgpt.data.chain import ChainPlan, Recordings, build_rows, main, read_proportions
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, ChainRow, read_chain

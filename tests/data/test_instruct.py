@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+
 from speechgpt.data.dialogue_rows import InstructRow, read_instruct
 from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.instruct import TASKS, build_rows, main, read_descriptions

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, read_chain, read_instruct, write_chain
 from speechgpt.data.published import (
     PREFIX,

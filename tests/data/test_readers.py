@@ -43,7 +43,7 @@ def test_librispeech(tmp_path):
         "700-1-0003": ("librivox-700", "NORTHANGER ABBEY", "dev"),
     }
     assert rows["19-198-0000"].seconds == 0.2 and rows["19-198-0000"].corpus == "librispeech"
-    rows = manifest(tmp_path, "librispeech", "--splits", "dev-other", "--lower", "--corpus", "ls", "--decode")
+    rows = manifest(tmp_path, "librispeech", "--splits", "dev-other", "--plain", "--corpus", "ls", "--decode")
     assert [(r.text, r.corpus) for r in rows.values()] == [("northanger abbey", "ls")]
     with pytest.raises(ValueError, match="no part dev-clean; found dev-other, train-clean-100"):
         manifest(tmp_path, "librispeech", "--splits", "dev-clean")

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from speechgpt.data.dialogue_rows import ChainRow
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from speechgpt.data.dialogue_rows import ChainRow
 from speechgpt.generate import PUBLISHED, Decoding, Generator
 from speechgpt.grammar import TurnGrammar
 from speechgpt.prompts import PromptFormat, Turn

@@ -3,8 +3,8 @@ import time
 
 import pytest
 import torch
-from speechgpt.data.dialogue_rows import ChainRow, InstructRow
 
+from speechgpt.data.dialogue_rows import ChainRow, InstructRow
 from speechgpt.grammar import KINDS, Limits, TurnGrammar, TurnMachine, turn_machine
 from speechgpt.prompts import PromptFormat
 

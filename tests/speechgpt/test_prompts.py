@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
+
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow
 from speechgpt.data.published import PREFIX, plain_text
-
 from speechgpt.prompts import PromptFormat, Turn
 
 Q, A, D = "what is the capital of france", "the capital is paris (in the north)", "Write this down."

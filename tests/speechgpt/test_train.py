@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from speechgpt.batches import IGNORED, LengthBatches, TokenRows, collate, pack
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, write_chain, write_instruct
 from speechgpt.data.files import write_text
 from speechgpt.data.published import PREFIX, write_published
 from speechgpt.data.rows import UnitRow, write_units
-
-from speechgpt.batches import IGNORED, LengthBatches, TokenRows, collate, pack
 from speechgpt.model import LlamaSettings, load_trained, new_llama, save_llama
 from speechgpt.prompts import PromptFormat
 from speechgpt.rendering import Renderer, render_all, stage_rows
