@@ -161,10 +161,10 @@ $(U)/vocoder/done.json: $(C)/config/vocoder.yaml $(UNITS)
 	  $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 
 # -- language model
-$(U)/instruct.jsonl: $(UNITS) $(QA_FILE)
-	$(SPEECHGPT) instruct --units $< --chat $(QA_FILE) --out $@
-$(U)/chain.jsonl: $(QA_FILE) $(QA_UNITS)
-	$(SPEECHGPT) chain --qa $< --units $(QA_UNITS) --out $@
+$(U)/instruct.jsonl: $(C)/config/instruct.yaml $(UNITS) $(QA_FILE)
+	$(SPEECHGPT) instruct --config $< --units $(UNITS) --chat $(QA_FILE) --out $@
+$(U)/chain.jsonl: $(C)/config/chain.yaml $(QA_FILE) $(QA_UNITS)
+	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
 $(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(QA_FILE)
 	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(QA_FILE) $(if $(LLAMA),--from "$(LLAMA)") --out $(@D)
 $(U)/lm/config.json: $(C)/config/llama.yaml $(C)/tokenizer/tokenizer.json

@@ -20,6 +20,7 @@ from speechgpt.data.published import write_published
 from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import SPLITS, UnitRow, read_units
+from speechgpt.data.settings import parse_with_settings
 from speechgpt.data.splits import text_key
 from speechgpt.data.spoken import SpeakAll, SpokenAnswers
 
@@ -196,6 +197,17 @@ def spoken_texts(questions: list[QuestionAnswer], recordings: Recordings, plan: 
     return texts
 
 
+@dataclass
+class ChainSettings:
+    """chain.yaml; the options of the same names come before it."""
+
+    seed: int = 0
+    proportions: str = ""
+    every_kind: bool = False
+    answer_voice: str = ""
+    max_answer_words: int = 0
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="speechgpt chain", description="Question-answer file and unit rows to chain rows (stage 3)."
@@ -217,7 +229,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--max-units", type=int, default=0, help="reject longer questions and answers (default 0: no limit)")
     add("--max-bad", type=int, default=0, help="rejects to tolerate; they go to OUT's .rejects.jsonl")
     add("--published", type=Path, help="also write the train split as published JSON lines")
-    args = parser.parse_args(argv)
+    args = parse_with_settings(parser, ChainSettings, argv)
     args.proportions = read_proportions(args.proportions or ",".join(f"{kind}=1" for kind in CHAIN_KINDS))
     return args
 

@@ -7,7 +7,8 @@ putting them in another order, changes no other row.
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechgpt.data.dialogue_rows import InstructRow, write_instruct
@@ -16,6 +17,7 @@ from speechgpt.data.published import INPUT, write_published, write_unit_lines
 from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import SPLITS, UnitRow, read_units
+from speechgpt.data.settings import parse_with_settings
 
 TASKS = Path(__file__).parent / "tasks"  # asr.txt and tts.txt: descriptions to edit or to replace
 
@@ -45,12 +47,14 @@ def build_rows(
     seed: int = 0,
     asr_share: float = 0.5,
     both: bool = False,
+    tts_speakers: Sequence[str] = (),
     max_units: int = 0,
     rejects: Rejects | None = None,
 ) -> Iterator[InstructRow]:
     """Yields a row (with `both`, two) for every unit row that has text; the others are for stage 1 alone.
 
-    `descriptions` has the lists for "asr" and "tts"; `max_units` 0 means no limit.
+    `descriptions` has the lists for "asr" and "tts"; `max_units` 0 means no limit. With `tts_speakers`, only
+    what they say is spoken, so that the model has one voice; rows of all others are recognised.
     """
     for row in units:
         if not row.text.strip():
@@ -61,7 +65,10 @@ def build_rows(
             rejects.add(row.id, reason)
             continue
         drawn = "asr" if draw(seed, "direction", row.id) < asr_share else "tts"
-        for kind in ("asr", "tts") if both else (drawn,):
+        kinds = ("asr", "tts") if both else (drawn,)
+        if tts_speakers and row.speaker not in tts_speakers:
+            kinds = ("asr",)
+        for kind in kinds:
             description = pick(descriptions[kind], seed, "description", kind, row.id)
             yield InstructRow(
                 f"{row.id}.{kind}", kind, description, row.text.strip(), list(row.units), split=row.split
@@ -88,6 +95,16 @@ def write_stage1(path: str | Path, units: Iterable[UnitRow], split: str = "train
     return write_unit_lines(path, (row.units for row in units if row.split == split and row.units))
 
 
+@dataclass
+class InstructSettings:
+    """instruct.yaml; the options of the same names come before it."""
+
+    seed: int = 0
+    asr_share: float = 0.5
+    both: bool = False
+    tts_speakers: list = field(default_factory=list)
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="speechgpt instruct", description="Unit rows to instruction rows (stage 2)."
@@ -100,6 +117,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--asr-share", type=float, default=0.5, help="share of pairs that become ASR (default 0.5)")
     add("--both", action="store_true", help="make both an ASR and a TTS row of every pair")
+    add("--tts-speakers", nargs="+", default=[], help="TTS rows of these speakers alone (default: of all)")
     add("--chat", type=Path, nargs="*", default=[], help="question-answer files that add text chats")
     add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="write only these splits to OUT")
     add("--max-units", type=int, default=0, help="reject longer rows (default 0: no limit)")
@@ -107,7 +125,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--stage1", type=Path, help="also write the train split's units as text, one <sosp>...<eosp> a line")
     add("--stage1-dev", type=Path, help="the same for the dev split")
     add("--published", type=Path, help="also write the train split as published JSON lines")
-    args = parser.parse_args(argv)
+    args = parse_with_settings(parser, InstructSettings, argv)
     if not 0 <= args.asr_share <= 1:
         raise ValueError(f"--asr-share is {args.asr_share}; expected 0 to 1")
     return args
@@ -123,7 +141,16 @@ def main(argv: list[str]) -> int:
     descriptions = {"asr": read_descriptions(args.tasks_asr), "tts": read_descriptions(args.tasks_tts)}
     with Rejects.beside(args.out, args.max_bad) as rejects:
         rows = list(
-            build_rows(units, descriptions, args.seed, args.asr_share, args.both, args.max_units, rejects)
+            build_rows(
+                units,
+                descriptions,
+                args.seed,
+                args.asr_share,
+                args.both,
+                args.tts_speakers,
+                args.max_units,
+                rejects,
+            )
         )
         rows += [row for path in args.chat for row in chat_rows(read_questions(path))]
         rows = [row for row in rows if row.split in args.splits]

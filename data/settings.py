@@ -1,5 +1,6 @@
 """A YAML file as a dataclass: unknown or missing keys and wrong types are errors that name the file."""
 
+import argparse
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,17 @@ def load_settings(kind: type[T], path: str | Path) -> T:
     for name, value in given.items():
         _check_type(name, value, known[name].type, path)
     return kind(**given)
+
+
+def parse_with_settings(parser: argparse.ArgumentParser, kind: type, argv: list[str]) -> argparse.Namespace:
+    """Parses `argv` with one option more, --config FILE, whose settings are the defaults of their options."""
+    parser.add_argument("--config", help="YAML of " + ", ".join(f.name for f in fields(kind)))
+    quiet = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    quiet.add_argument("--config")
+    path = quiet.parse_known_args(argv)[0].config
+    if path:
+        parser.set_defaults(**vars(load_settings(kind, path)))
+    return parser.parse_args(argv)
 
 
 def _check_type(name: str, value: Any, annotation: Any, path: str | Path) -> None:
