@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import HubertConfig, HubertModel
 
 from speechgpt.data.files import atomic_path, write_json
 from speechgpt.units.encoder_files import (
@@ -24,6 +24,9 @@ from speechgpt.units.encoder_files import (
     read_configs,
     read_weights,
 )
+
+if TYPE_CHECKING:  # loading it takes seconds, and whoever only reads a codebook needs none
+    from transformers import HubertConfig
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
 # What changes the features and cannot be read off the weights' shapes.
@@ -68,11 +71,13 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        config: HubertConfig,
+        config: "HubertConfig",
         normalize: bool = False,
         sample_rate: int = 16_000,
         provenance: dict | None = None,
     ) -> None:
+        from transformers import HubertModel
+
         super().__init__()
         config._attn_implementation = "sdpa"
         self.config = config
@@ -88,6 +93,8 @@ class Encoder(nn.Module):
         cls, architecture: dict, normalize: bool, seed: int, provenance: dict | None = None
     ) -> "Encoder":
         """A new encoder with random weights; `architecture` holds fields of `HubertConfig`."""
+        from transformers import HubertConfig
+
         known = HubertConfig().to_dict().keys()
         if unknown := architecture.keys() - known:
             raise ValueError(
@@ -138,7 +145,7 @@ class Encoder(nn.Module):
     def _derived(self, dtype: torch.dtype | None, layers: int) -> "Encoder":
         if not 1 <= layers <= self.num_layers:
             raise ValueError(f"layers {layers}: the encoder has layers 1 to {self.num_layers}")
-        config = HubertConfig(**{**self.config.to_dict(), "num_hidden_layers": layers})
+        config = type(self.config)(**{**self.config.to_dict(), "num_hidden_layers": layers})
         copy = Encoder(config, self.normalize, self.sample_rate, self.provenance)
         kept = copy.model.state_dict().keys()
         weights = {k: v.detach().cpu() for k, v in self.model.state_dict().items() if k in kept}

@@ -1,13 +1,16 @@
 """The files of an encoder folder in Hugging Face layout, read with errors that name what is wrong."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import HubertConfig, HubertModel
 
 from speechgpt.data.files import read_json
+
+if TYPE_CHECKING:
+    from transformers import HubertConfig, HubertModel
 
 ENCODER_FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE = "config.json", "model.safetensors", "encoder.json"
@@ -17,7 +20,7 @@ WEIGHT_NORM_NAMES = {  # how fairseq and older transformers name the positional 
 }
 
 
-def read_configs(path: Path) -> tuple[HubertConfig, dict]:
+def read_configs(path: Path) -> tuple["HubertConfig", dict]:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such encoder folder; `speechgpt pretrain` makes one")
     if not (path / CONFIG_FILE).exists():
@@ -38,6 +41,8 @@ def read_configs(path: Path) -> tuple[HubertConfig, dict]:
             "normalize": bool(values_of_hub.get("do_normalize", False)),
             "sample_rate": int(values_of_hub.get("sampling_rate", 16_000)),
         }
+    from transformers import HubertConfig
+
     return HubertConfig(**values), extra
 
 
@@ -58,7 +63,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: value.float() for name, value in weights.items()}
 
 
-def load_weights(model: HubertModel, weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: "HubertModel", weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
     issues = [f"missing {n}" for n in expected.keys() - weights.keys() if n != "masked_spec_embed"]
     issues += [f"unexpected {n}" for n in weights.keys() - expected.keys()]
