@@ -54,6 +54,9 @@ def _load_pools(
     config: PretrainConfig, encoder: Encoder, manifest: str | Path, world: World
 ) -> list[AudioPool]:
     rows = read_manifest(manifest)
+    if all(target.kind == "phones" for target in config.targets):
+        # Rows without labels would only be waited for.
+        rows = [row for row in rows if row.phones] or rows
     workers = min(DECODERS, max(1, (os.cpu_count() or 1) // world.size))
     pools = []
     for split in SPLITS:
