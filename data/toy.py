@@ -33,7 +33,8 @@ LEXICON = {
 }
 PARTNER = {"moo": "lawn", "low": "men", "moss": "solo", "less": "lean"}  # what is asked -> what is answered
 PARTNER |= {answer: asked for asked, answer in PARTNER.items()}
-WORDINGS = ("see {}", "me see {}", "see {} soon")  # the last is held out of training for some words
+WORDINGS = ("see {}", "me see {}", "see {} soon", "soon see {}")
+HELD_OUT = {2: (0, 1, 2, 3), 3: (4, 5, 6, 7)}  # wording -> words that training never asks in it
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ SPEAKERS = (
 @dataclass(frozen=True)
 class ToyConfig:
     seed: int = 0
-    sentences: int = 48  # besides the questions and answers
+    sentences: int = 48  # besides the questions, which all voices of a split ask, and the answers
     words: list[int] = field(default_factory=lambda: [3, 6])  # fewest and most words of a sentence
     held_out: int = 6  # sentences for dev, and as many for test
 
@@ -166,13 +167,12 @@ def sentences(config: ToyConfig) -> list[tuple[str, str, str]]:
 
 
 def questions() -> list[dict]:
-    """Question-answer rows: every word is asked in every wording, some of the last wording held out."""
+    """Question-answer rows: every word is asked in every wording, each word once in dev or in test."""
     rows = []
     for number, (asked, answer) in enumerate(PARTNER.items()):
         for wording, pattern in enumerate(WORDINGS):
-            last = wording == len(WORDINGS) - 1
-            split = ("dev", "test")[number % 2] if last and number < 4 else "train"
-            row = {"id": f"toy.q{number}{'abc'[wording]}", "question": pattern.format(asked)}
+            split = ("dev", "test")[number % 2] if number in HELD_OUT.get(wording, ()) else "train"
+            row = {"id": f"toy.q{number}{'abcd'[wording]}", "question": pattern.format(asked)}
             rows.append(row | {"answer": f"no {answer}", "split": split, "answer_id": row["id"]})
     return rows
 
@@ -184,7 +184,8 @@ def build(config: ToyConfig, out: Path) -> int:
         by_split.setdefault(speaker.split, []).append(speaker)
     spoken = [(i, text, split, None) for i, text, split in sentences(config)]
     for row in (rows := questions()):
-        spoken.append((f"{row['id']}.q", row["question"], row["split"], None))
+        for speaker in by_split[row["split"]]:
+            spoken.append((f"{row['id']}.q.{speaker.name}", row["question"], row["split"], speaker))
         # The answering voice belongs to train, so that no split shares a speaker with another.
         spoken.append((f"{row['answer_id']}.a", row["answer"], SPEAKERS[0].split, SPEAKERS[0]))
     manifest = []

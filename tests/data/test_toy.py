@@ -18,7 +18,7 @@ def corpus(tmp_path_factory):
 
 def test_utterances_have_audio_text_and_exact_phones(corpus):
     rows = read_manifest(corpus / "manifest.jsonl")
-    assert 60 <= len(rows) <= 120
+    assert len(rows) == 48 + 24 * 3 + 8 + 32  # sentences, questions in training and held out, answers
     for row in rows:
         waveform = read_audio(row.audio(corpus / "manifest.jsonl"))
         assert len(waveform) == round(row.seconds * SAMPLE_RATE)
@@ -52,9 +52,11 @@ def test_splits_share_no_speaker_and_no_question(corpus):
 def test_both_sides_of_every_question_are_spoken(corpus):
     spoken = {row.id: row.text for row in read_manifest(corpus / "manifest.jsonl")}
     questions = [row for _, row in read_jsonl(corpus / "qa.jsonl")]
-    assert len(questions) == 24
+    assert len(questions) == 32
     for row in questions:
-        assert spoken[f"{row['id']}.q"] == row["question"]
+        voices = ("toy-a", "toy-b", "toy-c") if row["split"] == "train" else ("toy-d", "toy-e")
+        asked = [spoken[name] for v in voices if (name := f"{row['id']}.q.{v}") in spoken]
+        assert set(asked) == {row["question"]} and len(asked) == (3 if row["split"] == "train" else 1)
         assert spoken[f"{row['answer_id']}.a"] == row["answer"]
 
 
