@@ -166,7 +166,8 @@ $(U)/instruct.jsonl: $(C)/config/instruct.yaml $(UNITS) $(QA_FILE)
 $(U)/chain.jsonl: $(C)/config/chain.yaml $(QA_FILE) $(QA_UNITS)
 	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
 $(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(QA_FILE)
-	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(QA_FILE) $(if $(LLAMA),--from "$(LLAMA)") --out $(@D)
+	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(QA_FILE) data/tasks/*.txt \
+	  $(if $(LLAMA),--from "$(LLAMA)") --out $(@D)
 $(U)/lm/config.json: $(C)/config/llama.yaml $(C)/tokenizer/tokenizer.json
 	$(SPEECHGPT) init-lm --config $< --tokenizer $(C)/tokenizer --units $(K) $(if $(LLAMA),--base "$(LLAMA)") --out $(@D)
 $(U)/stage1/done.json: $(C)/config/stage1.yaml $(U)/lm/config.json $(UNITS)
