@@ -65,7 +65,7 @@ talk: | $(SETUP) ## answer the recording IN=question.wav into the folder OUT=wor
 	$(SPEECHGPT) talk "$(IN)" --out-dir "$(or $(OUT),work/answers)"
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
-	$(MAKE) --no-print-directory eval PRESET=toy
+	OMP_NUM_THREADS=1 $(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,-j2) --no-print-directory eval PRESET=toy
 
 # ---- the pipeline: goals, then the files that they stand for ----------------------------------------------------
 data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
@@ -187,5 +187,5 @@ $(MODEL): $(C)/config/model.yaml $(U)/llm/config.json $(U)/vocoder/done.json
 	  --stage-config $(C)/config/stage3.yaml --out $(@D)
 $(U)/report/report.json: $(C)/config/eval.yaml $(MODEL) $(U)/quality.json
 	$(SPEECHGPT) eval --config $< --model $(U)/model --manifest $(DATA)/manifest.jsonl --units $(UNITS) --qa $(QA_FILE) \
-	  --stage $(foreach n,1 2,stage$n=$(U)/stage$n) stage3=$(U)/llm --unit-quality $(U)/quality.json \
+	  --stage $(foreach n,1 2 3,stage$n=$(U)/stage$n) --unit-quality $(U)/quality.json \
 	  --device $(DEVICE) --out $(@D)
