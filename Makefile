@@ -81,7 +81,7 @@ eval: $(U)/report/report.json ## measure the model: report.json and report.html
 
 # A config counts as changed only when its content did: a mere touch retrains nothing.
 $(C)/config/%.yaml: $(CONFIG)/%.yaml FORCE
-	@mkdir -p $(@D); cmp -s $< $@ || cp $< $@
+	+@mkdir -p $(@D); cmp -s $< $@ || cp $< $@
 FORCE:
 
 # -- data
