@@ -32,6 +32,9 @@ CODEBOOK := $(U)/codebook.safetensors
 UNITS := $(U)/units.jsonl
 MODEL := $(U)/model/speechgpt.json
 
+$(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
+  $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
+
 .PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk toy
 .PHONY: FORCE
 
@@ -129,10 +132,12 @@ $(U)/qa-units.jsonl: $(C)/qa/spoken/manifest.jsonl $(CODEBOOK)
 	$(SPEECHGPT) units --encoder "$E" --codebook $(CODEBOOK) --manifest $< --device $(DEVICE) --out $@
 QA_FILE := $(C)/qa/qa.jsonl
 QA_UNITS := $(U)/qa-units.jsonl
+CHAT := $(QA_FILE)
 else ifeq ($(READER),)
 QA_FILE := $(DATA)/qa.jsonl
 QA_UNITS := $(UNITS)
-else
+CHAT := $(QA_FILE)
+else # stages 1 and 2 do without
 QA_FILE := $(C)/qa.jsonl
 $(QA_FILE):
 	@echo "stage 3 needs questions and answers: give QA=file.jsonl (data/CORPORA.md)" >&2; exit 2
@@ -161,12 +166,12 @@ $(U)/vocoder/done.json: $(C)/config/vocoder.yaml $(UNITS)
 	  $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 
 # -- language model
-$(U)/instruct.jsonl: $(C)/config/instruct.yaml $(UNITS) $(QA_FILE)
-	$(SPEECHGPT) instruct --config $< --units $(UNITS) --chat $(QA_FILE) --out $@
+$(U)/instruct.jsonl: $(C)/config/instruct.yaml $(UNITS) $(CHAT)
+	$(SPEECHGPT) instruct --config $< --units $(UNITS) --chat $(CHAT) --out $@
 $(U)/chain.jsonl: $(C)/config/chain.yaml $(QA_FILE) $(QA_UNITS)
 	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
-$(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(QA_FILE)
-	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(QA_FILE) data/tasks/*.txt \
+$(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(CHAT)
+	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(CHAT) data/tasks/*.txt \
 	  $(if $(LLAMA),--from "$(LLAMA)") --out $(@D)
 $(U)/lm/config.json: $(C)/config/llama.yaml $(C)/tokenizer/tokenizer.json
 	$(SPEECHGPT) init-lm --config $< --tokenizer $(C)/tokenizer --units $(K) $(if $(LLAMA),--base "$(LLAMA)") --out $(@D)
@@ -179,7 +184,8 @@ $(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
 # A LLaMA that starts from fresh weights first sees text in stage 1.
-STAGE1_TEXT = $(if $(filter toy mini,$(PRESET)),--mix $(DATA)/manifest.jsonl $(QA_FILE))
+BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
+STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT))
 
 # -- the model, measured
 $(MODEL): $(C)/config/model.yaml $(U)/llm/config.json $(U)/vocoder/done.json

@@ -63,8 +63,9 @@ def tokenizer_config(specials: tuple[str, str, str]) -> dict:
 
 def write_tokenizer(spec: dict, specials: tuple[str, str, str], folder: str | Path) -> None:
     folder = Path(folder)
-    write_text(folder / "tokenizer.json", json.dumps(spec, ensure_ascii=False, separators=(",", ":")))
     write_json(folder / "tokenizer_config.json", tokenizer_config(specials))
+    # Last: whoever finds it finds both.
+    write_text(folder / "tokenizer.json", json.dumps(spec, ensure_ascii=False, separators=(",", ":")))
 
 
 def train_tokenizer(texts: Iterable[str], size: int, folder: str | Path) -> int:

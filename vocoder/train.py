@@ -233,6 +233,7 @@ def train(
         "train_hours_of_audio": round(pool.hours, 3),
         "utterances": len(pool.rows),
         "K": plan.num_units,
+        "units": file_hash(units),
         "speakers": plan.speakers,
         "last_losses": run.log[-1] if run.log else {},
         "dev": measure(run.vocoder(), rows),
@@ -253,12 +254,14 @@ def _start_processes(device: torch.device) -> torch.device:
     return device
 
 
-def already_done(config: TrainConfig, out: str | Path) -> bool:
-    """Whether done.json is of this config and its steps or minutes are reached."""
+def already_done(config: TrainConfig, out: str | Path, units: str | Path | None = None) -> bool:
+    """Whether done.json is of this config, and of these units, and its steps or minutes are reached."""
     path = Path(out) / "done.json"
     if not path.exists():
         return False
     done = read_json(path)
+    if units is not None and done.get("units") != file_hash(units):
+        return False
     reached = done["steps"] >= config.steps or 0 < config.max_minutes <= done["train_minutes"]
     return done["config"] == config.fingerprint() and reached
 
@@ -283,7 +286,8 @@ def main(argv: list[str]) -> int:
         return 0
     if missing := [n for n in ("manifest", "units", "out") if getattr(options, n) is None]:
         parser.error(f"needed: {', '.join('--' + n for n in missing)}")
-    if already_done(config, options.out):
+    if already_done(config, options.out, options.units):
+        (Path(options.out) / "done.json").touch()  # newer than its inputs again, so that make rests
         print(f"{options.out}: already trained")
         return 0
     report = train(config, options.manifest, options.units, options.out, options.codebook, options.device)

@@ -61,6 +61,9 @@ def test_done_is_not_trained_again(train_config, corpus, tmp_path):
     assert already_done(replace(train_config, steps=3, warmup_steps=3), tmp_path)
     assert not already_done(replace(train_config, steps=4, warmup_steps=3), tmp_path)
     assert not already_done(replace(train_config, steps=3, warmup_steps=2), tmp_path)
+    done = replace(train_config, steps=3, warmup_steps=3)
+    assert already_done(done, tmp_path, corpus / "units.jsonl")
+    assert not already_done(done, tmp_path, corpus / "manifest.jsonl")  # other units than it learned from
 
 
 def test_a_checkpoint_of_another_run_is_refused(train_config, corpus, tmp_path):
