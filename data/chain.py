@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, ChainRow, write_chain
-from speechgpt.data.draws import pick, pick_weighted
+from speechgpt.data.draws import matches, pick, pick_weighted
 from speechgpt.data.published import write_published
 from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
@@ -206,6 +206,7 @@ class ChainSettings:
     every_kind: bool = False
     answer_voice: str = ""
     max_answer_words: int = 0
+    exclude: list = field(default_factory=list)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -216,6 +217,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--qa", type=Path, nargs="+", required=True, help='JSON lines {"id", "question", "answer", ...}')
     add("--units", type=Path, nargs="*", default=[], help="unit rows of spoken questions and answers")
     add("--out", type=Path, required=True, help="chain rows, all splits in one file")
+    add("--exclude", nargs="+", default=[], help="patterns of the ids of questions to leave out")
     add("--proportions", help="e.g. speech-speech=3,text-text=1 (default: all four kinds alike)")
     add("--every-kind", action="store_true", help="every kind in --proportions for each, instead of a draw")
     add("--seed", type=int, default=0)
@@ -237,6 +239,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse_arguments(argv)
     questions = [row for path in args.qa for row in read_questions(path)]
+    questions = [question for question in questions if not matches(question.id, args.exclude)]
     recordings = Recordings(row for path in args.units for row in read_units(path))
     plan = ChainPlan(
         args.proportions, args.seed, args.every_kind, args.max_answer_words, args.max_units, args.answer_voice

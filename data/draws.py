@@ -1,6 +1,7 @@
 """Chances that depend on a seed and a name alone: not on the order of rows, nor on other rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -26,3 +27,8 @@ def pick_weighted(weights: dict[T, float], seed: int, *names: str) -> T:
             return option
         point -= weight
     return [option for option, weight in weights.items() if weight > 0][-1]  # rounding
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether any of the shell-like patterns (`*`, `?`, `[1-9]`) fits the whole name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechgpt.data.dialogue_rows import InstructRow, write_instruct
-from speechgpt.data.draws import draw, pick
+from speechgpt.data.draws import draw, matches, pick
 from speechgpt.data.published import INPUT, write_published, write_unit_lines
 from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
@@ -103,6 +103,7 @@ class InstructSettings:
     asr_share: float = 0.5
     both: bool = False
     tts_speakers: list = field(default_factory=list)
+    exclude: list = field(default_factory=list)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -118,6 +119,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--asr-share", type=float, default=0.5, help="share of pairs that become ASR (default 0.5)")
     add("--both", action="store_true", help="make both an ASR and a TTS row of every pair")
     add("--tts-speakers", nargs="+", default=[], help="TTS rows of these speakers alone (default: of all)")
+    add("--exclude", nargs="+", default=[], help="patterns of CORPUS/ID of rows to leave out, e.g. 'words/*'")
     add("--chat", type=Path, nargs="*", default=[], help="question-answer files that add text chats")
     add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="write only these splits to OUT")
     add("--max-units", type=int, default=0, help="reject longer rows (default 0: no limit)")
@@ -134,6 +136,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     args = parse_arguments(argv)
     units = [row for path in args.units for row in read_units(path)]
+    units = [row for row in units if not matches(f"{row.corpus}/{row.id}", args.exclude)]
     if args.stage1:
         print(f"{args.stage1}: {write_stage1(args.stage1, units)} lines")
     if args.stage1_dev:

@@ -199,6 +199,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, SplitPlan]:
     add = parser.add_argument
     add("--manifest", type=Path, required=True)
     add("--out", type=Path, required=True)
+    add("--only", metavar="CORPUS", help="leave the rows of all other corpora out")
     add("--dev", type=float, default=0.05, help="share of each corpus's rows (default 0.05)")
     add("--test", type=float, default=0.05, help="share of each corpus's rows (default 0.05)")
     add("--seed", type=int, default=0)
@@ -223,6 +224,9 @@ def main(argv: list[str]) -> int:
     args, plan = parse_arguments(argv)
     rows = read_manifest(args.manifest)
     corpora = {row.corpus for row in rows}
+    if args.only and args.only not in corpora:
+        raise ValueError(f"{args.manifest}: no corpus {args.only}; found {', '.join(sorted(corpora))}")
+    rows = [row for row in rows if args.only in (None, row.corpus)]
     if unknown := (set(plan.by) | plan.share_text) - corpora:
         found = ", ".join(sorted(corpora))
         raise ValueError(f"{args.manifest}: no corpus {', '.join(sorted(unknown))}; found {found}")

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     started = time.time()
     model = SpeechGPT(model_dir, args.device, encoder=True, vocoder=True)
-    judge = load_judge(config.judge, model.transcribe)
+    judge = load_judge(config.judge, model.transcribe, model_dir.config.max_question_seconds)
     sections = _speech_sections(model, judge, rows, config)
     sections += _turn_sections(model, judge, rows, questions, config)
     sections += _unit_sections(model, units, stages, args.unit_quality, config, args.device)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from speechgpt.data.audio import SAMPLE_RATE, resample
+from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE, resample
 from speechgpt.data.text_normal import normalise
 
 LOUDNESS = 0.7  # peak that every recording is scaled to before pocketsphinx hears it
@@ -51,18 +51,24 @@ class SelfJudge:
 
     name = "self"
 
-    def __init__(self, transcribe: Callable[[np.ndarray], str]) -> None:
-        self._transcribe = transcribe
+    def __init__(self, transcribe: Callable[[np.ndarray], str], longest: float = float("inf")) -> None:
+        """`longest`: seconds of a recording that are heard, since a bad model may not stop speaking."""
+        self._transcribe, self._longest = transcribe, longest
 
     def hear(self, waveform: np.ndarray, sample_rate: int) -> str:
-        return normalise(self._transcribe(resample(waveform, sample_rate, SAMPLE_RATE)))
+        """(T,) float32 at `sample_rate` to normalised words, "" when there is nothing to hear."""
+        heard = resample(waveform, sample_rate, SAMPLE_RATE)
+        heard = heard[: int(min(self._longest * SAMPLE_RATE, len(heard)))]
+        if len(heard) < RECEPTIVE_FIELD or not heard.any():
+            return ""
+        return normalise(self._transcribe(heard))
 
 
-def load_judge(name: str, transcribe: Callable[[np.ndarray], str]) -> Judge:
+def load_judge(name: str, transcribe: Callable[[np.ndarray], str], longest: float = float("inf")) -> Judge:
     if name == Pocketsphinx.name:
         return Pocketsphinx()
     if name == SelfJudge.name:
-        return SelfJudge(transcribe)
+        return SelfJudge(transcribe, longest)
     raise ValueError(f"unknown judge {name!r}; known: pocketsphinx, self")
 
 

@@ -143,6 +143,7 @@ def training_arguments(config: StageConfig, run: Run, where: str | Path):
         **config.trainer,
     }
     cuda = torch.cuda.is_available() and not settings.get("use_cpu")
+    settings["use_cpu"] = not cuda  # or bf16 on a CPU is refused
     for name, fits in (("bf16", cuda and torch.cuda.is_bf16_supported()), ("tf32", cuda)):
         if settings.get(name) == "auto":
             settings[name] = True if fits else None if name == "tf32" else False
