@@ -55,7 +55,7 @@ $(SETUP): pyproject.toml constraints.txt
 	touch $@
 
 demo: | $(SETUP) ## ask the shipped question, hear the answer: work/demo/answer.wav
-	$(SPEECHGPT) demo --out work/demo/answer.wav
+	$(SPEECHGPT) demo --out-dir work/demo
 
 test: | $(SETUP) ## run the test suite
 	$(BIN)/python -m pytest tests

@@ -112,7 +112,10 @@ def test_perplexity_of_a_uniform_guess():
 
 
 def test_judges(make_tone):
-    heard = SelfJudge(lambda waveform: f"I heard {len(waveform)}!").hear(make_tone(1.0, rate=8000), 8000)
+    judge = SelfJudge(lambda waveform: f"I heard {len(waveform)}!", longest=2.0)
+    assert judge.hear(make_tone(3.0), 16_000) == judge.hear(make_tone(2.0), 16_000)  # a model that rambles
+    assert judge.hear(np.zeros(0, np.float32), 16_000) == judge.hear(np.zeros(4000, np.float32), 16_000) == ""
+    heard = judge.hear(make_tone(1.0, rate=8000), 8000)
     assert heard == "i heard sixteen thousand"
     with pytest.raises(ValueError, match="unknown judge 'nobody'; known: pocketsphinx, self"):
         load_judge("nobody", str)
