@@ -168,6 +168,18 @@ def test_command(tmp_path, capsys):
             main([*command, "--proportions", wrong])
 
 
+def test_a_config_says_which_kinds_and_questions(tmp_path):
+    command, out = files(tmp_path)
+    config = tmp_path / "chain.yaml"
+    config.write_text("proportions: text-text=1\nseed: 3\n")
+    assert main([*command, "--config", str(config)]) == 0
+    everything = {row.id for row in read_chain(out)}
+    assert {row.kind for row in read_chain(out)} == {"text-text"}
+    left_out = sorted(everything)[0].rpartition(".")[0]
+    assert main([*command, "--config", str(config), "--exclude", left_out]) == 0
+    assert {row.id for row in read_chain(out)} == {i for i in everything if not i.startswith(left_out + ".")}
+
+
 class Voice:
     """Stands for the stage 2 model."""
 

@@ -95,6 +95,23 @@ def test_command(tmp_path):
     assert main([*command, "--splits", "test"]) == 0 and len(read_instruct(out)) == 1
 
 
+def test_a_config_gives_speaking_one_voice_and_leaves_rows_out(tmp_path):
+    units, out, config = (tmp_path / name for name in ("units.jsonl", "rows.jsonl", "instruct.yaml"))
+    said = [UnitRow(f"{who}{n}", [1, 2], [1, 1], who, "talk", f"t {n}") for who in "ab" for n in range(4)]
+    write_units(units, said)
+    config.write_text("both: true\ntts_speakers: [a]\nexclude: ['talk/?3']\n")
+    command = ["--units", str(units), "--out", str(out), "--config", str(config)]
+    assert main(command) == 0
+    assert sorted(row.id for row in read_instruct(out)) == sorted(
+        [f"{who}{n}.asr" for who in "ab" for n in range(3)] + [f"a{n}.tts" for n in range(3)]
+    )
+    assert main([*command, "--exclude", "talk/a*", "--tts-speakers", "b"]) == 0  # options come before it
+    assert {row.id[:1] for row in read_instruct(out)} == {"b"}
+    config.write_text("voice: a\n")
+    with pytest.raises(ValueError, match="unknown setting voice; known: seed"):
+        main(command)
+
+
 def test_rejects_are_counted_and_kept_with_the_reason(tmp_path):
     units, out = tmp_path / "units.jsonl", tmp_path / "rows.jsonl"
     write_units(

@@ -149,3 +149,16 @@ def test_command(tmp_path):
     for wrong in (["--by", "a=luck"], ["--dev", "0.7", "--test", "0.4"], ["--share-text", "nobody"]):
         with pytest.raises(ValueError, match="luck|leave some for train|no corpus nobody; found a, kept"):
             main(["--manifest", str(source), "--out", str(out), *wrong])
+
+
+def test_one_corpus_alone_is_split_as_it_would_be_from_its_own_manifest(tmp_path):
+    both, own, out = tmp_path / "both.jsonl", tmp_path / "own.jsonl", tmp_path / "out.jsonl"
+    mine = corpus("a", [f"s{n}" for n in range(20)], 5)
+    write_manifest(both, mine + corpus("b", [f"t{n}" for n in range(20)], 5))
+    write_manifest(own, mine)
+    main(["--manifest", str(both), "--only", "a", "--out", str(out)])
+    alone = read_manifest(out)
+    main(["--manifest", str(own), "--out", str(out)])
+    assert alone == read_manifest(out) and {row.corpus for row in alone} == {"a"}
+    with pytest.raises(ValueError, match="no corpus c; found a, b"):
+        main(["--manifest", str(both), "--only", "c", "--out", str(out)])

@@ -1,5 +1,8 @@
 """SpeechGPT on a tiny model: speech or text in, speech or text out, several turns."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -108,3 +111,17 @@ def test_cuda_is_not_assumed(tiny_model):
         SpeechGPT.load(tiny_model, device="cuda")
     with pytest.raises(ValueError, match="unknown device"):
         SpeechGPT.load(tiny_model, device="abacus")
+
+
+def test_a_model_of_plain_words_gets_typed_text_as_it_was_trained(tiny_model, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "speechgpt.json").read_text())
+    (folder / "speechgpt.json").write_text(json.dumps({**config, "plain_text": True, "duration_scale": 2.0}))
+    plain, usual = SpeechGPT.load(folder, device="cpu"), SpeechGPT.load(tiny_model, device="cpu")
+    assert plain.reply(text="What's 3 + 4?").transcript == "what's three plus four"
+    assert usual.reply(text="What's 3 + 4?").transcript == "What's 3 + 4?"
+    with pytest.raises(ValueError, match="'...' holds no word"):
+        plain.speak("...")
+    assert len(plain.decode([1, 2, 3])) > len(usual.decode([1, 2, 3]))
+    assert len(plain.decode([1, 1, 2])) == len(usual.decode([1, 1, 2]))  # units that keep their timing
