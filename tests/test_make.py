@@ -1,0 +1,242 @@
+"""The Makefile: its goals, and its promises. Real files in a folder whose name has a space: a second run does
+nothing, a mere touch changes nothing, and what was killed goes on and ends with the same rows.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PRESETS = ("toy", "mini", "speechgpt-7b")
+PIPELINE = "data codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
+GOALS = ["help", "setup", "demo", "test", "lint", "talk", "toy", *PIPELINE]
+OWN = ["PRESET=speechgpt-7b", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
+# The toy, smaller still: file -> setting -> value. Long enough that a kill lands in the middle.
+TINY = {
+    "corpus": {"sentences": 60, "held_out": 4},
+    "encoder": {"training": {"steps": 20, "checkpoint_steps": 5, "evaluation_batches": 1}},
+    "codebook": {"frames": 4000, "n_init": 1},
+    # Stage 1 starts beside it: both are under way when stage 1's first checkpoint says that it is time.
+    "vocoder": {"steps": 240, "warmup_steps": 230, "log_every": 20, "checkpoint_seconds": 0.3},
+    "stage1": {"trainer": {"max_steps": 16, "save_steps": 4}},
+    "stage2": {"trainer": {"max_steps": 8, "save_steps": 4}},
+    "stage3": {"trainer": {"max_steps": 8, "save_steps": 4}},
+    "eval": {"asr_rows": 2, "tts_rows": 1, "resynthesis_rows": 1, "unit_rows": 4, "turn_rows": 1},
+}
+# Every command of the rows' making once more, without make and without a kill; folder and data/tasks follow.
+REFERENCE = """
+import sys
+from speechgpt.cli import main
+config, out = sys.argv[1], sys.argv[2]
+for line in f'''
+toy-corpus --config {config}/corpus.yaml --out {out}/data
+pretrain --config {config}/encoder.yaml --manifest {out}/data/manifest.jsonl --out {out}/encoder
+codebook --config {config}/codebook.yaml --encoder {out}/encoder --manifest {out}/data/manifest.jsonl --out {out}/codebook
+units --encoder {out}/encoder --codebook {out}/codebook --manifest {out}/data/manifest.jsonl --out {out}/units.jsonl
+instruct --config {config}/instruct.yaml --units {out}/units.jsonl --chat {out}/data/qa.jsonl --out {out}/instruct.jsonl
+chain --config {config}/chain.yaml --qa {out}/data/qa.jsonl --units {out}/units.jsonl --out {out}/chain.jsonl
+'''.strip().splitlines():
+    if code := main(line.split()):
+        sys.exit(code)
+"""  # noqa: E501
+
+
+def copied(folder: Path) -> Path:
+    """The repository's files in `folder`, and this test's own environment as its .venv."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    if shutil.which("make") is None or not (Path(sys.prefix) / "bin" / "speechgpt").exists():
+        pytest.skip("needs make, and the package installed in a virtual environment")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("speechgpt/models/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    venv = folder / ".venv"
+    venv.mkdir()
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != ".setup":
+            (venv / entry.name).symlink_to(entry)
+    (venv / ".setup").touch()  # newer than pyproject.toml: nothing is installed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    return copied(tmp_path_factory.mktemp("make") / "a clone")
+
+
+def environment() -> dict[str, str]:
+    """Without what a `make test` around this test would pass on."""
+    return {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PRESET")}
+
+
+def make(house: Path, *arguments: str, code: int | None = 0) -> str:
+    """Standard output of make; its exit code is checked."""
+    found = subprocess.run(
+        ["make", *arguments], cwd=house, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert code is None or found.returncode == code, f"{found.stdout[-2000:]}\n{found.stderr[-4000:]}"
+    return found.stdout if code == 0 else found.stderr
+
+
+def planned(house: Path, *arguments: str) -> list[str]:
+    """The commands that make would run, without .venv/bin/ and continued lines joined."""
+    lines = make(house, "-n", *arguments).replace("\\\n", "").splitlines()
+    return [" ".join(line.split()).replace(".venv/bin/", "") for line in lines if "cmp -s" not in line]
+
+
+def test_help_lists_every_goal(house):
+    listed = {line.split()[1] for line in make(house, "help").splitlines() if line.startswith("  make ")}
+    assert listed == set(GOALS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_goal_has_a_plan(house, preset):
+    for goal in GOALS:
+        plan = planned(house, goal, f"PRESET={preset}", "IN=question.wav")
+        assert plan, goal
+        assert not [line for line in plan if "work//" in line or "km/" in line], goal
+
+
+@pytest.mark.parametrize("goal", PIPELINE)
+def test_every_stage_of_an_own_corpus_has_a_plan(house, goal):
+    plan = planned(house, goal, *OWN, "QA=data/CORPORA.md")
+    read = 'speechgpt manifest --reader librispeech --root "/a b/LibriSpeech"'
+    assert [line for line in plan if line.startswith(read)]
+    assert all("work/speechgpt-7b/own" in line for line in plan)
+    asked = [line for line in plan if line.startswith("speechgpt qa-sentences")]
+    assert len(asked) == (goal not in ("data", "codebook", "units", "vocoder"))
+
+
+def test_the_settings_reach_the_commands(house):
+    toy = "\n".join(planned(house, "units", "PRESET=toy", "K=7"))
+    assert "s/^k:.*/k: 7/" in toy and "work/toy/toy/km7/units.jsonl" in toy
+    (house / "hubert").mkdir()
+    (house / "hubert" / "config.json").touch()
+    plan = planned(house, "stage3", *OWN, "ENCODER=hubert", "LLAMA=/l l/llama", "QA=data/CORPORA.md",
+                   "TORCHRUN=torchrun --nproc_per_node 2")  # fmt: skip
+    assert not [line for line in plan if "pretrain" in line]
+    assert [line for line in plan if line.startswith('speechgpt units --encoder "hubert"')]
+    assert [line for line in plan if "init-lm" in line and '--base "/l l/llama"' in line]
+    stages = [line for line in plan if " train --config" in line]
+    assert len(stages) == 3
+    assert all(s.startswith("torchrun --nproc_per_node 2 -m speechgpt.cli train") for s in stages)
+    # Fresh weights see text in stage 1, a LLaMA has seen it.
+    assert not [line for line in stages if "/manifest.jsonl" in line]
+    assert [line for line in planned(house, "stage1", "PRESET=toy") if "train" in line and "--mix" in line]
+
+
+def test_stages_1_and_2_need_no_questions(house):
+    plan = planned(house, "stage2", *OWN)
+    assert [line for line in plan if line.startswith("speechgpt instruct")]
+    assert [line for line in planned(house, "stage3", *OWN) if "give QA=" in line]
+
+
+def test_what_is_missing_is_said(house):
+    assert "give READER= and ROOT=" in make(house, "data", "PRESET=speechgpt-7b", "CORPUS=none", code=2)
+    assert "give QA=file.jsonl" in make(house, "work/toy/own/qa.jsonl", "CORPUS=own", "READER=tsv", code=2)
+    assert "paths with spaces" in make(house, "data", "QA=my questions.jsonl", code=2)
+
+
+# ---- the toy, run for real ---------------------------------------------------------------------------------
+
+
+def merged(settings: dict, changes: dict) -> dict:
+    return {
+        **settings,
+        **{k: merged(settings[k], v) if isinstance(v, dict) else v for k, v in changes.items()},
+    }
+
+
+def shrink(presets: Path) -> None:
+    for name, changes in TINY.items():
+        path = presets / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), changes), sort_keys=False))
+
+
+class Killed:
+    """`make toy`, killed with all its processes as soon as `seen()`; `log` gathers what they print."""
+
+    def __init__(self, house: Path):
+        self.house, self.log = house, house / "killed.log"
+
+    def until(self, seen: Callable[[], bool]) -> None:
+        with open(self.log, "ab") as log:
+            process = subprocess.Popen(
+                ["make", "toy"], cwd=self.house, env=environment(), stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 300
+            while not seen():
+                assert process.poll() is None, self.log.read_text()[-4000:]
+                assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+                time.sleep(0.005)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:  # until the last of the group is gone
+            try:
+                os.killpg(process.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.02)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_size)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_and_run_again_the_toy_ends_with_the_same_rows(house, tmp_path):
+    presets, reference = house / "speechgpt" / "presets" / "toy", tmp_path / "reference"
+    shrink(presets)
+    k = yaml.safe_load((presets / "codebook.yaml").read_text())["k"]
+    corpus = house / "work" / "toy" / "toy"
+    rows = corpus / f"km{k}"
+    killed, landed = Killed(house), []
+    killed.until(lambda: any((rows / "units.jsonl.parts").glob("*")))
+    landed.append(not (rows / "units.jsonl").exists())
+    killed.until(lambda: any((rows / "stage1" / "checkpoints").glob("checkpoint-*/complete.json")))
+    landed += [not (rows / name / "done.json").exists() for name in ("stage1", "vocoder")]
+    assert any(landed), "no kill came before its stage had ended"
+    straight = subprocess.Popen(
+        [sys.executable, "-c", REFERENCE, str(presets.relative_to(house)), str(reference)],
+        cwd=house, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    make(house, "toy")
+
+    report = json.loads((rows / "report" / "report.json").read_text())
+    assert [s["title"] for s in report["sections"]][:2] == ["Hearing", "Speaking"]
+    assert straight.wait(300) == 0, straight.stderr.read()[-2000:]
+    for name in ("encoder/model.safetensors", "data/manifest.jsonl", "data/qa.jsonl"):
+        assert (corpus / name).read_bytes() == (reference / name).read_bytes(), name
+    for name in ("units.jsonl", "instruct.jsonl", "chain.jsonl"):
+        assert (rows / name).read_bytes() == (reference / name).read_bytes(), name
+    assert not (rows / "units.jsonl.parts").exists()
+
+    before = snapshot(house / "work")
+    make(house, "-q", "eval", "PRESET=toy")
+    assert planned(house, "eval", "PRESET=toy") == []
+    for config in presets.iterdir():
+        config.touch()
+    assert "speechgpt" not in make(house, "eval", "PRESET=toy")
+    assert snapshot(house / "work") == before
+    (presets / "eval.yaml").write_text((presets / "eval.yaml").read_text() + "\n# looked at\n")
+    assert [line.split()[1] for line in planned(house, "eval", "PRESET=toy")] == ["eval"]
