@@ -125,15 +125,15 @@ def load_synthesizer(vocoder: Path, device: str = "auto") -> "Synthesizer":
 
 
 def load_generator(
-    llm: Path, prefix: str = "", decoding: dict[str, Any] | None = None, device: str = "auto"
+    llm: str | Path, prefix: str = "", decoding: dict[str, Any] | None = None, device: str = "auto"
 ) -> "Generator":
     """A language model folder with its prompts, its decoding and its grammar."""
     from speechgpt.generate import Decoding, Generator
     from speechgpt.model import load_trained
     from speechgpt.prompts import PromptFormat
 
-    device = choose_device(device)
-    weights = sum(path.stat().st_size for path in llm.glob("*.safetensors"))
+    llm, device = Path(llm), choose_device(device)
+    weights = sum(p.stat().st_size for pattern in ("*.safetensors", "*.bin") for p in llm.glob(pattern))
     dtype = "bfloat16" if weights > LARGE_WEIGHTS and device != "cpu" else "float32"
     settings = Decoding.from_dict(decoding or {})
     with naming(llm):

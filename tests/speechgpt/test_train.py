@@ -260,7 +260,9 @@ def test_the_presets_load_and_name_real_trainer_settings(preset, stage, tmp_path
     if preset == "speechgpt-7b":
         assert config.prefix == PREFIX
     run = Run.describe(config, world / "model", [world / "text.txt"], [], [], tmp_path / "run")
-    assert training_arguments(config, run, "stage.yaml").learning_rate == config.trainer["learning_rate"]
+    arguments = training_arguments(config, run, "stage.yaml")
+    assert arguments.learning_rate == config.trainer["learning_rate"]
+    assert arguments.use_cpu is not torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(

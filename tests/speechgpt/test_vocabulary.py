@@ -145,6 +145,13 @@ def test_command_trains_on_text_and_json_lines(tmp_path):
     vocabulary = Vocabulary.create(tmp_path, 4)
     assert vocabulary.base_size == 300
     assert len(vocabulary.encode_text("seven")) < 6
+    config = tmp_path / "tokenizer.yaml"
+    config.write_text("size: 280\n")
+    assert main(["--config", str(config), "--text", *texts, "--out", str(tmp_path)]) == 0
+    assert Vocabulary.create(tmp_path, 4).base_size == 280
+    config.write_text("sise: 280\n")
+    with pytest.raises(ValueError, match="unknown setting sise"):
+        main(["--config", str(config), "--text", *texts, "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="too small"):
         main(["--text", str(tmp_path / "a.txt"), "--size", "100", "--out", str(tmp_path)])
     (tmp_path / "empty.txt").write_text("\n")

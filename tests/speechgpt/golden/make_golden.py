@@ -12,6 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 import transformers
+from sentencepiece import sentencepiece_model_pb2
 
 HERE = Path(__file__).parent
 NUM_UNITS = 1000
@@ -59,6 +60,15 @@ def strings() -> list[str]:
     return cases
 
 
+def forget_paths(path: Path) -> None:
+    """Clears where the model was trained, which says nothing about its ids."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(path.read_bytes())
+    model.trainer_spec.ClearField("input")
+    model.trainer_spec.ClearField("model_prefix")
+    path.write_bytes(model.SerializeToString())
+
+
 def main() -> None:
     assert transformers.__version__ == "4.33.1", transformers.__version__
     corpus = HERE / "corpus.tmp"
@@ -72,6 +82,7 @@ def main() -> None:
     )  # fmt: skip
     corpus.unlink()
     (HERE / "upstream.vocab").unlink()
+    forget_paths(HERE / "upstream.model")
     tokenizer = transformers.LlamaTokenizer(str(HERE / "upstream.model"))
     tokenizer.sanitize_special_tokens()  # from_pretrained does this
     for token in [f"<{u}>" for u in range(NUM_UNITS)] + MARKERS:
