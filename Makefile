@@ -10,19 +10,25 @@ PRESET ?= toy#        toy | mini | speechgpt-7b, or a folder of your own in spee
 CORPUS ?= $(PRESET)#  name of the corpus: its folder in work/PRESET/
 READER ?=#            reader of your own corpus (data/CORPORA.md); empty: the preset makes its corpus
 ROOT ?=#              folder that READER reads
+READ_OPTIONS ?=#      more for the reader, e.g. --splits train-clean-100 (speechgpt manifest --help)
+SPLIT_OPTIONS ?= --unknown text# how it is split, e.g. --by librispeech=keep (speechgpt split --help)
 QA ?=#                your questions and answers (JSON lines), for stage 3
 SPEECH ?=#            mini: folder with a manifest.tsv of recordings (MODEL_CARD.md), to train on beside synthesis
+TALKER ?= mini#       model that `make talk` asks: mini, or the folder that `make model` wrote
 ENCODER ?=#           HuBERT folder of your own: nothing is pretrained
 LLAMA ?=#             LLaMA folder that is extended, instead of the one that llama.yaml names
 TORCHRUN ?=#          e.g. "torchrun --nproc_per_node 8": starts the trainers on several GPUs
 DEVICE ?= auto#       auto | cpu | cuda, for all but the trainers that TORCHRUN starts
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 
 BIN := .venv/bin
 SPEECHGPT := $(BIN)/speechgpt
+# The stages' trainer follows what it sees; the others take --device.
+HIDE := $(if $(filter cpu,$(DEVICE)),CUDA_VISIBLE_DEVICES= )
 LAUNCH := $(if $(TORCHRUN),$(BIN)/$(TORCHRUN) -m speechgpt.cli,$(SPEECHGPT))
 SETUP := .venv/.setup
 CONFIG := speechgpt/presets/$(PRESET)
+PLAIN := $(shell sed -n 's/^plain_text: *true.*/--plain/p' $(CONFIG)/model.yaml)
 K ?= $(shell sed -n 's/^k: *\([0-9]*\).*/\1/p' $(CONFIG)/codebook.yaml)
 C := work/$(PRESET)/$(CORPUS)#  what does not depend on K
 U := $(C)/km$(K)#               what does
@@ -39,7 +45,8 @@ $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
 .PHONY: FORCE
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
+	  while IFS='|' read -r goal what; do printf '  %-16s %s\n' "$$goal" "$$what"; done
 	@echo "  with PRESET=$(PRESET) CORPUS=$(CORPUS) K=$(K); your own corpus: READER= ROOT= (data/CORPORA.md)"
 
 # ---- the house ------------------------------------------------------------------------------------------------
@@ -47,7 +54,7 @@ setup: $(SETUP) ## create .venv with everything that the goals below need
 
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	if $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; then \
+	if $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; then \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[train,judge,dev]'; \
 	else \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,judge,dev]'; \
@@ -65,10 +72,11 @@ lint: | $(SETUP) ## check the style
 	$(BIN)/ruff format --check .
 
 talk: | $(SETUP) ## answer the recording IN=question.wav into the folder OUT=work/answers
-	$(SPEECHGPT) talk "$(IN)" --out-dir "$(or $(OUT),work/answers)"
+	$(if $(IN),,@echo "make talk: give IN=question.wav" >&2; exit 2)
+	$(SPEECHGPT) talk "$(IN)" --model "$(TALKER)" --device $(DEVICE) --out-dir "$(or $(OUT),work/answers)"
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
-	OMP_NUM_THREADS=1 $(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,-j2) --no-print-directory eval PRESET=toy
+	OMP_NUM_THREADS=1 $(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,-j2) --no-print-directory eval PRESET=toy DEVICE=cpu
 
 # ---- the pipeline: goals, then the files that they stand for ----------------------------------------------------
 data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
@@ -89,10 +97,13 @@ FORCE:
 
 # -- data
 ifneq ($(READER),)
+ifeq ($(PRESET),mini)
+$(error PRESET=mini names its own corpora and voices: for a corpus of your own take PRESET=own, or a copy of it)
+endif
 $(C)/read.jsonl: | $(SETUP)
-	$(SPEECHGPT) manifest --reader $(READER) --root "$(ROOT)" --plain --out $@
+	$(SPEECHGPT) manifest --reader $(READER) --root "$(ROOT)" $(PLAIN) $(READ_OPTIONS) --out $@
 $(DATA)/manifest.jsonl: $(C)/read.jsonl
-	$(SPEECHGPT) split --manifest $< --out $@
+	$(SPEECHGPT) split --manifest $< $(SPLIT_OPTIONS) --out $@
 else ifeq ($(PRESET),mini)
 TEXTS := $(addprefix $(C)/texts/,sentences.jsonl questions.jsonl answers.jsonl)
 ifneq ($(SPEECH),)
@@ -102,21 +113,27 @@ $(C)/speech/read.jsonl: $(SPEECH)/manifest.tsv | $(SETUP)
 # Orders have no speakers and are few: a fifth is held back by what they say. Of the digits, one speaker.
 SPLIT_kathleen := --dev 0.04 --test 0.06
 SPLIT_speechocean762 := --dev 0.04 --test 0.08
-SPLIT_librispeech := --dev 0.04 --test 0.04
 SPLIT_coffee := --dev 0.05 --test 0.2 --unknown text
 SPLIT_digits := --dev 0 --test 0.25 --share-text digits
 $(C)/speech/%.split.jsonl: $(C)/speech/read.jsonl
 	$(SPEECHGPT) split --manifest $< --only $* --seed 1 $(SPLIT_$*) --out $@
-$(C)/speech/split.jsonl: $(addprefix $(C)/speech/,$(addsuffix .split.jsonl,coffee digits kathleen speechocean762 librispeech))
+$(C)/speech/split.jsonl: $(addprefix $(C)/speech/,$(addsuffix .split.jsonl,coffee digits kathleen speechocean762))
 	$(SPEECHGPT) merge $^ --out $@
 $(C)/speech/aligned.jsonl: $(C)/speech/split.jsonl
 	$(SPEECHGPT) align --manifest $< --out $@ --jsgf-slots
 $(C)/speech/perturbed/manifest.jsonl: $(C)/config/perturb.yaml $(C)/speech/aligned.jsonl
 	$(SPEECHGPT) perturb --config $< --manifest $(C)/speech/aligned.jsonl --out $(@D)
 endif
+ifeq ($(SPEECH),)
+$(TEXTS) $(DATA)/qa.jsonl: NEEDS_SPEECH
+.PHONY: NEEDS_SPEECH
+NEEDS_SPEECH:
+	@echo "PRESET=mini learns from people too: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md)" >&2; exit 2
+else
 $(TEXTS) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) | $(SETUP)
 	$(SPEECHGPT) mini-corpus --config $< $(if $(RECORDED),--speech $(RECORDED)) --out $(C)/texts
 	mkdir -p $(DATA); mv $(C)/texts/qa.jsonl $(DATA)/qa.jsonl
+endif
 $(C)/spoken/manifest.jsonl: $(TEXTS)
 	$(SPEECHGPT) synthesize --sentences $^ --out $(@D)
 $(DATA)/manifest.jsonl: $(C)/spoken/manifest.jsonl $(RECORDED)
@@ -133,7 +150,7 @@ endif
 ifneq ($(QA),)
 ASKED := $(addprefix $(C)/qa/,questions.jsonl answers.jsonl)
 $(ASKED) $(C)/qa/qa.jsonl &: $(QA) | $(SETUP)
-	$(SPEECHGPT) qa-sentences --qa "$(QA)" --out $(C)/qa
+	$(SPEECHGPT) qa-sentences --qa "$(QA)" $(PLAIN) --out $(C)/qa
 $(C)/qa/spoken/manifest.jsonl: $(ASKED)
 	$(SPEECHGPT) synthesize --sentences $^ --out $(@D)
 $(U)/qa-units.jsonl: $(C)/qa/spoken/manifest.jsonl $(CODEBOOK)
@@ -152,7 +169,11 @@ $(QA_FILE):
 endif
 
 # -- units
-ifeq ($(ENCODER),)
+ifeq ($(ENCODER)$(PRESET),speechgpt-7b)
+$(C)/encoder/done.json:
+	@echo "PRESET=speechgpt-7b takes an encoder that exists: give ENCODER=folder (mHuBERT base, Hugging Face layout)" >&2; exit 2
+ENCODED := $(C)/encoder/done.json
+else ifeq ($(ENCODER),)
 $(C)/encoder/done.json: $(C)/config/encoder.yaml $(DATA)/manifest.jsonl
 	$(LAUNCH) pretrain --config $< --manifest $(DATA)/manifest.jsonl $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 ENCODED := $(C)/encoder/done.json
@@ -184,11 +205,11 @@ $(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl
 $(U)/lm/config.json: $(C)/config/llama.yaml $(C)/tokenizer/tokenizer.json
 	$(SPEECHGPT) init-lm --config $< --tokenizer $(C)/tokenizer --units $(K) $(if $(LLAMA),--base "$(LLAMA)") --out $(@D)
 $(U)/stage1/done.json: $(C)/config/stage1.yaml $(U)/lm/config.json $(UNITS)
-	$(LAUNCH) train --config $< --model $(U)/lm --data $(UNITS) $(STAGE1_TEXT) --out $(@D)
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/lm --data $(UNITS) $(STAGE1_TEXT) --out $(@D)
 $(U)/stage2/done.json: $(C)/config/stage2.yaml $(U)/stage1/done.json $(U)/instruct.jsonl
-	$(LAUNCH) train --config $< --model $(U)/stage1 --data $(U)/instruct.jsonl --out $(@D)
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage1 --data $(U)/instruct.jsonl --out $(@D)
 $(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.jsonl
-	$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl --mix $(U)/instruct.jsonl --out $(@D)
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl --mix $(U)/instruct.jsonl --out $(@D)
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
 # A LLaMA that starts from fresh weights first sees text in stage 1.
@@ -200,6 +221,7 @@ $(MODEL): $(C)/config/model.yaml $(U)/llm/config.json $(U)/vocoder/done.json
 	$(SPEECHGPT) assemble --config $< --encoder "$E" --codebook $(CODEBOOK) --llm $(U)/llm --vocoder $(U)/vocoder \
 	  --stage-config $(C)/config/stage3.yaml --out $(@D)
 $(U)/report/report.json: $(C)/config/eval.yaml $(MODEL) $(U)/quality.json
-	$(SPEECHGPT) eval --config $< --model $(U)/model --manifest $(DATA)/manifest.jsonl --units $(UNITS) --qa $(QA_FILE) \
+	$(SPEECHGPT) eval --config $< --model $(U)/model --manifest $(DATA)/manifest.jsonl $(if $(QA),$(C)/qa/spoken/manifest.jsonl) \
+	  --units $(UNITS) --qa $(QA_FILE) \
 	  --stage $(foreach n,1 2 3,stage$n=$(U)/stage$n) --unit-quality $(U)/quality.json \
 	  --device $(DEVICE) --out $(@D)

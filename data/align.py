@@ -161,7 +161,7 @@ def align_row(row: Utterance, aligner: Aligner, options: Options) -> tuple[Utter
         if options.jsgf_slots and row.slots and not row.text:
             row = replace(row, text=aligner.words(pcm, coffee.parse_slots(row.slots), options.agreeing))
         return replace(row, phones=aligner.phones(pcm, row.text, len(waveform) / SAMPLE_RATE)), ""
-    except ValueError as error:
+    except (ValueError, subprocess.TimeoutExpired) as error:
         return row, str(error)
 
 

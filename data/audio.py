@@ -65,7 +65,7 @@ def read_audio(
 
 
 def scan_audio(path: str | Path) -> AudioInfo:
-    """Checks a file of any length in bounded memory; raises what `read_audio` raises, and returns its header."""
+    """Checks a file of any length in bounded memory; raises what `read_audio` raises, returns its header."""
     import soundfile
 
     info = probe(path)
@@ -91,7 +91,7 @@ def scan_audio(path: str | Path) -> AudioInfo:
 
 
 def _declared_samples(path: str | Path, info: AudioInfo) -> int:
-    """The header's own count of samples; libsndfile silently corrects a WAV whose data chunk was cut short."""
+    """The header's own count of samples; libsndfile silently corrects a WAV whose data was cut short."""
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":

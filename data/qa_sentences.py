@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from speechgpt.data.draws import draw
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.qa_file import QuestionAnswer, answer_id, read_questions
 from speechgpt.data.synthesize import SAFE_ID, Sentence
+from speechgpt.data.text_normal import normalise
 from speechgpt.data.voices import VOICES, resolve
 
 QUESTION_VOICES = "flite-all,espeak-us"
@@ -68,7 +70,7 @@ def draw_voices(voices: Sequence[str], count: int, seed: str) -> list[str]:
     return list(dict.fromkeys(order))[:count]
 
 
-def read_files(paths: Sequence[Path]) -> list[QuestionAnswer]:
+def read_files(paths: Sequence[Path], plain: bool = False) -> list[QuestionAnswer]:
     """All rows, equal answers under one answer_id: the first that one of them names, or one made of the text.
 
     Raises ValueError naming the file for an id that stands twice, that says two things or cannot name a file.
@@ -79,6 +81,10 @@ def read_files(paths: Sequence[Path]) -> list[QuestionAnswer]:
     seen: set[str] = set()
     for path in paths:
         for row in read_questions(path):
+            if plain:
+                row = replace(row, question=normalise(row.question), answer=normalise(row.answer))
+                if not row.question or not row.answer:
+                    raise ValueError(f"{path}: row {row.id} holds no words to say")
             if row.id in seen:
                 raise ValueError(f"{path}: id {row.id!r} is also in another of the files")
             seen.add(row.id)
@@ -114,12 +120,21 @@ def main(argv: list[str]) -> int:
     add("--copies", type=int, default=1, help="in how many voices each question is asked (default 1)")
     add("--answer-voice", default=ANSWER_VOICE, help=f"one voice for all answers ({ANSWER_VOICE})")
     add("--seed", type=int, default=0, help="of the draw of question voices")
+    add("--dev", type=float, default=0.05, help="share of rows without a split that are held back (0.05)")
+    add(
+        "--plain", action="store_true", help="as plain words: lower case, no punctuation, numbers spelled out"
+    )
     args = parser.parse_args(argv)
     if args.answer_voice not in VOICES:
         raise ValueError(
             f"--answer-voice {args.answer_voice!r}; `speechgpt synthesize --list-voices` prints all"
         )
-    rows = read_files(args.qa)
+    rows = [
+        replace(
+            row, split=row.split or ("dev" if draw(args.seed, "split", row.question) < args.dev else "train")
+        )
+        for row in read_files(args.qa, args.plain)
+    ]
     asked = question_sentences(rows, resolve(args.question_voices), args.copies, args.seed, "qa-questions")
     counts = {
         "questions.jsonl": write_sentences(args.out / "questions.jsonl", asked),

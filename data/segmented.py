@@ -47,7 +47,7 @@ def _kaldi_audio(folder: Path, audio_root: Path) -> dict[str, Path]:
     table = folder / "wav.scp"
     found = {}
     for number, line in read_lines(table):
-        name, _, value = line.strip().partition(" ")
+        name, value = (*line.split(None, 1), "", "")[:2]
         value = value.strip()
         if value.endswith("|") or value.startswith("|"):
             raise ValueError(
@@ -63,8 +63,8 @@ def _kaldi_audio(folder: Path, audio_root: Path) -> dict[str, Path]:
 def _kaldi_map(table: Path) -> dict[str, str]:
     if not table.exists():
         return {}
-    pairs = (line.strip().partition(" ") for _, line in read_lines(table))
-    return {name: " ".join(value.split()) for name, _, value in pairs}
+    pairs = (line.split() for _, line in read_lines(table))
+    return {words[0]: " ".join(words[1:]) for words in pairs if words}
 
 
 def _kaldi_spans(folder: Path, audio: dict[str, Path]) -> Iterator[tuple[str, str, float, float | None]]:

@@ -30,6 +30,7 @@ def parse_with_settings(parser: argparse.ArgumentParser, kind: type, argv: list[
     quiet = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     quiet.add_argument("--config")
     path = quiet.parse_known_args(argv)[0].config
+    parser.allow_abbrev = False  # or --conf would be taken for --config after the settings were read
     if path:
         parser.set_defaults(**vars(load_settings(kind, path)))
     return parser.parse_args(argv)

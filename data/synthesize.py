@@ -212,7 +212,14 @@ def synthesize(
         if shutil.which(program) is None:
             package = DEBIAN_PACKAGE[program]
             raise FileNotFoundError(f"{program}: program not found; on Debian: apt-get install {package}")
+    # What an earlier plan finished is gone before its audio is replaced: never old rows beside new audio.
+    mine = {chunk.rows.stem for chunk in chunks}
+    for path in (out / "rows").glob("*"):
+        if path.stem not in mine:
+            path.unlink()
     left = [c for c in chunks if not _finished(c)]
+    if left:
+        (out / "manifest.jsonl").unlink(missing_ok=True)
     rejects: list[dict] = []
     with tqdm(total=len(sentences), unit=" sentences", disable=None, desc="synthesize") as bar:
         bar.update(len(sentences) - sum(len(c.sentences) for c in left))
@@ -234,7 +241,7 @@ def synthesize(
 
 
 def _join(chunks: list[Chunk], out: Path) -> int:
-    """The chunks' rows as one manifest; rows of earlier runs with other sentences are removed."""
+    """The chunks' rows as one manifest."""
 
     def rows():
         for chunk in chunks:
@@ -242,12 +249,7 @@ def _join(chunks: list[Chunk], out: Path) -> int:
             for _, row in read_jsonl(path if path.exists() else path.with_suffix(".partial")):
                 yield row
 
-    count = write_jsonl(out / "manifest.jsonl", rows())
-    mine = {chunk.rows.stem for chunk in chunks}
-    for path in (out / "rows").iterdir():
-        if path.stem not in mine:
-            path.unlink()
-    return count
+    return write_jsonl(out / "manifest.jsonl", rows())
 
 
 def main(argv: list[str]) -> int:

@@ -115,7 +115,7 @@ def _run(name: str, target: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nspeechgpt {name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, MemoryError, ImportError) as error:
         if os.environ.get("SPEECHGPT_DEBUG"):
             raise
         _drop_stdout()

@@ -16,6 +16,7 @@ from speechgpt.data.files import read_json, write_json, write_text
 from speechgpt.data.qa_file import read_questions
 from speechgpt.data.rows import Utterance, read_manifest, read_units
 from speechgpt.data.settings import load_settings
+from speechgpt.data.text_normal import normalise
 from speechgpt.judge import load_judge
 from speechgpt.model_dir import find_model, load_generator
 from speechgpt.report_page import render
@@ -130,7 +131,7 @@ def _speech_sections(
 ) -> list[dict[str, Any]]:
     from speechgpt import scores
 
-    texts = [(row, path) for row, path in rows if 0 < len(row.text.split()) <= config.max_words]
+    texts = [(row, path) for row, path in rows if 0 < len(normalise(row.text).split()) <= config.max_words]
     jobs = [
         (scores.hearing, config.asr_rows),
         (scores.speaking, config.tts_rows),

@@ -163,8 +163,8 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     part.chmod(0o755)
     try:
         yield part
-        for entry in part.iterdir():
-            entry.chmod(0o644)  # safetensors makes its files private
+        for entry in part.rglob("*"):
+            entry.chmod(0o755 if entry.is_dir() else 0o644)  # safetensors makes its files private
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)

@@ -217,7 +217,7 @@ class Run:
     def publish(self, staging: Path, done: dict) -> None:
         """Moves the model from `staging` into place, writes done.json last and drops the scaffolding."""
         for entry in sorted(staging.iterdir()):
-            entry.chmod(0o644)  # safetensors makes its files private
+            entry.chmod(0o755 if entry.is_dir() else 0o644)  # safetensors makes its files private
             os.replace(entry, self.out / entry.name)
         staging.rmdir()
         write_json(self.out / "done.json", {"identity": self.identity} | done)

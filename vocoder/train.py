@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -67,8 +68,13 @@ def load_pool(
     pairs = read_rows(manifest, units, config.data, config.data.splits)
     if not pairs:
         raise ValueError(f"{units}: no row of split {', '.join(config.data.splits)} and the wanted speakers")
-    speakers = sorted({row.speaker for _, row in pairs})
+    frames: Counter = Counter()
+    for _, row in pairs:
+        frames[row.speaker] += sum(row.durations)
+    speakers = sorted(frames)
     plan = resolve_generator(config, speakers, codebook, manifest)
+    if config.multi_speaker and not config.generator.default_speaker:
+        plan.default_speaker = max(speakers, key=frames.__getitem__)  # the one with the most to learn from
     for _, row in pairs:
         if min(row.units) < 0 or max(row.units) >= plan.num_units:
             raise ValueError(
@@ -83,7 +89,15 @@ def load_pool(
 class Run:
     """One training in one folder: resumes from its checkpoint, stops at its steps or its minutes."""
 
-    def __init__(self, config: TrainConfig, plan: VocoderConfig, pool: Pool, out: Path, device: torch.device):
+    def __init__(
+        self,
+        config: TrainConfig,
+        plan: VocoderConfig,
+        pool: Pool,
+        out: Path,
+        device: torch.device,
+        units_hash: str = "",
+    ):
         self.config, self.plan, self.pool, self.out = config, plan, pool, out
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -102,6 +116,7 @@ class Run:
             "codebook": plan.codebook.get("sha256", ""),
             "speakers": plan.speakers,
             "frames": int(pool.frame_start[-1]),
+            "units": units_hash,
             "processes": self.world,
         }
 
@@ -111,11 +126,11 @@ class Run:
             return
         state = torch.load(path, map_location=self.steps.device, weights_only=True)
         differing = [k for k, v in self.identity.items() if state["identity"].get(k) != v]
-        if differing:
-            raise ValueError(
-                f"{path}: from another training ({', '.join(differing)} differ): remove {self.out} or choose "
-                "another --out"
-            )
+        if differing:  # a changed config or corpus is another training, as it is for the encoder
+            if not self.rank:
+                print(f"{path}: of another training ({', '.join(differing)} differ): starting afresh",
+                      file=sys.stderr)  # fmt: skip
+            return
         self.steps.load_state_dict(state["steps"])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
 
@@ -211,7 +226,7 @@ def train(
     if target.type == "cuda":
         torch.backends.cudnn.benchmark = True
     plan, pool = load_pool(config, manifest, units, codebook, target)
-    run = Run(config, plan, pool, out, target)
+    run = Run(config, plan, pool, out, target, file_hash(units))
     run.resume()
     if run.rank == 0:
         (out / "done.json").unlink(missing_ok=True)

@@ -173,3 +173,8 @@ def test_recordings_in_the_package_are_readable():
     for name in model_dir.known_models():
         question = find_model(name).path / "question.wav"
         assert soundfile.info(question).duration > 0.5
+
+
+def test_others_may_read_a_model(tiny_model):
+    for path in tiny_model.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path

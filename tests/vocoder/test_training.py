@@ -66,10 +66,17 @@ def test_done_is_not_trained_again(train_config, corpus, tmp_path):
     assert not already_done(done, tmp_path, corpus / "manifest.jsonl")  # other units than it learned from
 
 
-def test_a_checkpoint_of_another_run_is_refused(train_config, corpus, tmp_path):
+def test_a_checkpoint_of_another_run_is_left_alone(train_config, corpus, tmp_path, capsys):
     run(replace(train_config, steps=2, warmup_steps=2), corpus, tmp_path)
-    with pytest.raises(ValueError, match="another training.*config"):
-        run(replace(train_config, steps=2, warmup_steps=2, learning_rate=1.0), corpus, tmp_path)
+    other = replace(train_config, steps=2, warmup_steps=2, learning_rate=1e-5)
+    run(other, corpus, tmp_path / "straight")
+    capsys.readouterr()
+    run(other, corpus, tmp_path)
+    assert "another training (config differ): starting afresh" in capsys.readouterr().err
+    fresh, straight = (
+        (folder / "model.safetensors").read_bytes() for folder in (tmp_path, tmp_path / "straight")
+    )
+    assert fresh == straight
 
 
 @pytest.mark.parametrize("warmup", [0, 9])
