@@ -45,7 +45,7 @@ $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
 .PHONY: FORCE
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
 	  while IFS='|' read -r goal what; do printf '  %-16s %s\n' "$$goal" "$$what"; done
 	@echo "  with PRESET=$(PRESET) CORPUS=$(CORPUS) K=$(K); your own corpus: READER= ROOT= (data/CORPORA.md)"
 

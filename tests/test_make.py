@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PRESETS = ("toy", "mini", "speechgpt-7b")
+PRESETS = ("toy", "mini", "own", "speechgpt-7b")
 PIPELINE = "data codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
 GOALS = ["help", "setup", "demo", "test", "lint", "talk", "toy", *PIPELINE]
-OWN = ["PRESET=speechgpt-7b", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
+OWN = ["PRESET=own", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
 # The toy, smaller still: file -> setting -> value. Long enough that a kill lands in the middle.
 TINY = {
     "corpus": {"sentences": 60, "held_out": 4},
@@ -113,7 +113,7 @@ def test_every_stage_of_an_own_corpus_has_a_plan(house, goal):
     plan = planned(house, goal, *OWN, "QA=data/CORPORA.md")
     read = 'speechgpt manifest --reader librispeech --root "/a b/LibriSpeech"'
     assert [line for line in plan if line.startswith(read)]
-    assert all("work/speechgpt-7b/own" in line for line in plan)
+    assert all("work/own/own" in line for line in plan)
     asked = [line for line in plan if line.startswith("speechgpt qa-sentences")]
     assert len(asked) == (goal not in ("data", "codebook", "units", "vocoder"))
 

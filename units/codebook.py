@@ -100,7 +100,7 @@ class Codebook:
             "provenance": json.dumps(asdict(self.provenance)),
         }
         with atomic_path(path) as part:
-            part.write_bytes(save({"centroids": self.centroids.cpu()}, metadata=header))
+            part.write_bytes(_ordered(save({"centroids": self.centroids.cpu()}, metadata=header)))
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Tensor:
@@ -135,6 +135,16 @@ class Codebook:
             issues.append(f"the codebook is {self.centroids.shape[1]} wide, the encoder {encoder.width}")
         if issues:
             raise ValueError("codebook and encoder do not belong together: " + "; ".join(issues))
+
+
+def _ordered(file: bytes) -> bytes:
+    """The same safetensors file with its metadata in order: the library shuffles them, and hashes compare."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 @dataclass

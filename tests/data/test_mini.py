@@ -341,9 +341,9 @@ def test_bad_configs_are_named(tmp_path, config_file):
             main(["--config", str(path), "--out", str(tmp_path / "out")])
 
 
-def test_the_preset_loads_and_speaks_about_sixty_thousand():
+def test_the_preset_loads_and_speaks_about_forty_thousand():
     config = MiniConfig.load(PRESETS / "mini" / "corpus.yaml")
     numbers = asdict(config)
     kinds = ("sentences", "word_lists", "words", "digit_strings", "numbers", "orders", "digits", "sums")
     kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences")
-    assert 45_000 < sum(numbers[kind] for kind in kinds) < 60_000  # and some 10,000 answers
+    assert 28_000 < sum(numbers[kind] for kind in kinds) < 34_000  # and some 8,000 answers
