@@ -40,8 +40,8 @@ config, out = sys.argv[1], sys.argv[2]
 for line in f'''
 toy-corpus --config {config}/corpus.yaml --out {out}/data
 pretrain --config {config}/encoder.yaml --manifest {out}/data/manifest.jsonl --out {out}/encoder
-codebook --config {config}/codebook.yaml --encoder {out}/encoder --manifest {out}/data/manifest.jsonl --out {out}/codebook
-units --encoder {out}/encoder --codebook {out}/codebook --manifest {out}/data/manifest.jsonl --out {out}/units.jsonl
+codebook --config {config}/codebook.yaml --encoder {out}/encoder --manifest {out}/data/manifest.jsonl --out {out}/codebook.safetensors
+units --encoder {out}/encoder --codebook {out}/codebook.safetensors --manifest {out}/data/manifest.jsonl --out {out}/units.jsonl
 instruct --config {config}/instruct.yaml --units {out}/units.jsonl --chat {out}/data/qa.jsonl --out {out}/instruct.jsonl
 chain --config {config}/chain.yaml --qa {out}/data/qa.jsonl --units {out}/units.jsonl --out {out}/chain.jsonl
 '''.strip().splitlines():
@@ -227,7 +227,7 @@ def test_killed_and_run_again_the_toy_ends_with_the_same_rows(house, tmp_path):
     assert straight.wait(300) == 0, straight.stderr.read()[-2000:]
     for name in ("encoder/model.safetensors", "data/manifest.jsonl", "data/qa.jsonl"):
         assert (corpus / name).read_bytes() == (reference / name).read_bytes(), name
-    for name in ("units.jsonl", "instruct.jsonl", "chain.jsonl"):
+    for name in ("codebook.safetensors", "units.jsonl", "instruct.jsonl", "chain.jsonl"):
         assert (rows / name).read_bytes() == (reference / name).read_bytes(), name
     assert not (rows / "units.jsonl.parts").exists()
 

@@ -252,7 +252,7 @@ def test_worker_processes_render_the_same_rows(world, monkeypatch):
 # Configs
 
 
-@pytest.mark.parametrize("preset", ["toy", "mini", "speechgpt-7b"])
+@pytest.mark.parametrize("preset", ["toy", "mini", "own", "speechgpt-7b"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_presets_load_and_name_real_trainer_settings(preset, stage, tmp_path, world):
     config = StageConfig.load(files("speechgpt") / "presets" / preset / f"stage{stage}.yaml")
