@@ -37,6 +37,11 @@ class TurnMachine:
         self.blocks: list[Block] = [*blocks, Fixed([vocabulary.eos_id], vocabulary.size)]
         self._later = [sum(b.cost(b.start) for b in self.blocks[i + 1 :]) for i in range(len(self.blocks))]
         self._masks: dict[tuple, torch.Tensor] = {}
+        # (wanted, other): both end the answer's text, and the caller, not the model, decides which comes.
+        self.same_end: tuple[int, int] | None = None
+        if not upstream and "-" in kind:
+            ends = (vocabulary.single("ua"), vocabulary.single("eoa"))
+            self.same_end = ends if kind.endswith("-speech") else ends[::-1]
         self.start = TurnState(0, self.blocks[0].start)
         self.shortest = self.cost(self.start)  # tokens that any turn of this kind needs, its end included
 
@@ -121,6 +126,11 @@ class TurnGrammar(LogitsProcessor):
         """The same for rows whose states are known: `scores` (B, V), one state a row."""
         chosen = [self.machine.choices(state, remaining) for state in states]
         masks = [self.machine.forbidden(key, scores.device, scores.shape[-1]) for key, _ in chosen]
+        if self.machine.same_end:
+            wanted, other = self.machine.same_end
+            scores = scores.clone()
+            # After the units too `<eoa>` follows `<eosp>`, where the grammar leaves nothing else.
+            scores[:, wanted] = torch.maximum(scores[:, wanted], scores[:, other])
         same = all(mask is masks[0] for mask in masks)
         scores = scores.masked_fill(masks[0] if same else torch.stack(masks), float("-inf"))
         for row, (_, unwanted) in enumerate(chosen):
