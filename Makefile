@@ -14,6 +14,7 @@ READ_OPTIONS ?=#      more for the reader, e.g. --splits train-clean-100 (speech
 SPLIT_OPTIONS ?= --unknown text# how it is split, e.g. --by librispeech=keep (speechgpt split --help)
 QA ?=#                your questions and answers (JSON lines), for stage 3
 SPEECH ?=#            mini: folder with a manifest.tsv of recordings (MODEL_CARD.md), to train on beside synthesis
+PROSE ?=#             mini: folders of English books in plain text (.txt), or of WordNet's data.*: what it reads
 TALKER ?= mini#       model that `make talk` asks: mini, or the folder that `make model` wrote
 ENCODER ?=#           HuBERT folder of your own: nothing is pretrained
 LLAMA ?=#             LLaMA folder that is extended, instead of the one that llama.yaml names
@@ -106,6 +107,8 @@ $(DATA)/manifest.jsonl: $(C)/read.jsonl
 	$(SPEECHGPT) split --manifest $< $(SPLIT_OPTIONS) --out $@
 else ifeq ($(PRESET),mini)
 TEXTS := $(addprefix $(C)/texts/,sentences.jsonl questions.jsonl answers.jsonl)
+# Text that nobody speaks; a folder of PROSE counts as changed when files come or go.
+PROSE_TEXT := $(if $(shell sed -n '/^prose_text: *[1-9]/p' $(CONFIG)/corpus.yaml),$(C)/texts/text.jsonl)
 ifneq ($(SPEECH),)
 RECORDED := $(C)/speech/aligned.jsonl $(C)/speech/perturbed/manifest.jsonl
 $(C)/speech/read.jsonl: $(SPEECH)/manifest.tsv | $(SETUP)
@@ -125,13 +128,13 @@ $(C)/speech/perturbed/manifest.jsonl: $(C)/config/perturb.yaml $(C)/speech/align
 	$(SPEECHGPT) perturb --config $< --manifest $(C)/speech/aligned.jsonl --out $(@D)
 endif
 ifeq ($(SPEECH),)
-$(TEXTS) $(DATA)/qa.jsonl: NEEDS_SPEECH
+$(TEXTS) $(PROSE_TEXT) $(DATA)/qa.jsonl: NEEDS_SPEECH
 .PHONY: NEEDS_SPEECH
 NEEDS_SPEECH:
 	@echo "PRESET=mini learns from people too: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md)" >&2; exit 2
 else
-$(TEXTS) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) | $(SETUP)
-	$(SPEECHGPT) mini-corpus --config $< $(if $(RECORDED),--speech $(RECORDED)) --out $(C)/texts
+$(TEXTS) $(PROSE_TEXT) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) $(wildcard $(PROSE)) | $(SETUP)
+	$(SPEECHGPT) mini-corpus --config $< --speech $(RECORDED) $(if $(PROSE),--prose $(PROSE)) --out $(C)/texts
 	mkdir -p $(DATA); mv $(C)/texts/qa.jsonl $(DATA)/qa.jsonl
 endif
 $(C)/spoken/manifest.jsonl: $(TEXTS)
@@ -199,8 +202,8 @@ $(U)/instruct.jsonl: $(C)/config/instruct.yaml $(UNITS) $(CHAT)
 	$(SPEECHGPT) instruct --config $< --units $(UNITS) --chat $(CHAT) --out $@
 $(U)/chain.jsonl: $(C)/config/chain.yaml $(QA_FILE) $(QA_UNITS)
 	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
-$(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(CHAT)
-	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(CHAT) data/tasks/*.txt \
+$(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT)
+	$(SPEECHGPT) tokenizer --config $< --text $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT) data/tasks/*.txt \
 	  $(if $(LLAMA),--from "$(LLAMA)") --out $(@D)
 $(U)/lm/config.json: $(C)/config/llama.yaml $(C)/tokenizer/tokenizer.json
 	$(SPEECHGPT) init-lm --config $< --tokenizer $(C)/tokenizer --units $(K) $(if $(LLAMA),--base "$(LLAMA)") --out $(@D)
@@ -214,7 +217,7 @@ $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
 # A LLaMA that starts from fresh weights first sees text in stage 1.
 BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
-STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT))
+STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT))
 
 # -- the model, measured
 $(MODEL): $(C)/config/model.yaml $(U)/llm/config.json $(U)/vocoder/done.json

@@ -2,17 +2,20 @@
 
 Written are sentences.jsonl, questions.jsonl and answers.jsonl for `speechgpt synthesize`, and qa.jsonl, whose
 row says that the question's audio has the id `ID.q` and the answer's `ANSWER_ID.a`. Recorded orders and
-digits (`--speech`) get rows too; there the question's audio is the recording, with its own id.
+digits (`--speech`) get rows too; there the question's audio is the recording, with its own id. What other
+people say in the recordings is spoken once more by the synthesiser. Of English prose (`--prose`) a part is
+spoken, and a part stands in text.jsonl for the language model alone.
 """
 
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechgpt.data.files import write_jsonl
+from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
 from speechgpt.data.qa_sentences import answer_sentences, write_sentences
 from speechgpt.data.questions import (
     Question,
@@ -29,7 +32,7 @@ from speechgpt.data.rows import read_manifest
 from speechgpt.data.sentences import SentenceMaker, digit_string
 from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import Sentence
-from speechgpt.data.text_normal import number_words
+from speechgpt.data.text_normal import normalise, number_words
 from speechgpt.data.voices import resolve
 
 LONGEST_SENTENCE = 12  # words
@@ -45,6 +48,11 @@ class MiniConfig:
     digit_strings: int  # one to seven digits
     numbers: int
     held_out_sentences: int  # of `sentences`, for dev, and as many for test
+    prose: int  # pieces of --prose
+    held_out_prose: int  # of `prose`, for dev, and as many for test
+    prose_text: int  # pieces more that nobody speaks, all of train
+    prose_word_times: int  # as often must the prose say a word that is in no other text, for it to be known
+    recorded_texts: int  # what the recordings' train split says besides questions, in synthetic voices
     orders: int
     held_out_orders: int  # for dev, and as many for test
     digits: int
@@ -126,6 +134,52 @@ def plain_sentences(config: MiniConfig, maker: SentenceMaker) -> Iterator[tuple[
         yield f"number.{number:05d}", number_words(rng.randint(0, 10 ** rng.randint(1, 6))), "train"
 
 
+@dataclass(frozen=True)
+class Recordings:
+    """What is taken over from recordings (--speech)."""
+
+    questions: list[Question] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # the other texts of train, each once
+    held_out: HeldOut = field(default_factory=lambda: HeldOut([]))  # the texts of dev and test
+
+
+def spoken_again(config: MiniConfig, recordings: Recordings) -> Iterator[tuple[str, str, str]]:
+    """(id, text, split) of what people say, in random order; begins anew when all were said."""
+    texts = list(recordings.texts)
+    if config.recorded_texts and not texts:
+        raise ValueError(
+            f"recorded_texts is {config.recorded_texts}, but --speech names no manifest with train rows that "
+            "say anything but questions; give one (make: SPEECH=), or set recorded_texts to 0"
+        )
+    random.Random(f"{config.seed} recorded texts").shuffle(texts)
+    for number in range(config.recorded_texts):
+        yield f"said.{number:05d}", texts[number % len(texts)], "train"
+
+
+def prose(
+    config: MiniConfig, paths: Sequence[Path], known: Iterable[str], held_out: HeldOut
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """((id, text, split) of what is spoken, and the texts that are not); `known` are texts of known words."""
+    count = config.prose + config.prose_text
+    if not count:
+        return [], []
+    if not paths:
+        raise ValueError(
+            f"prose is {config.prose} and prose_text {config.prose_text}, but there is no --prose (make: "
+            "PROSE=); give .txt files of English prose or folders of them, books of Project Gutenberg or the "
+            "data.noun, data.verb ... of WordNet; or set both to 0"
+        )
+    words = {word for text in known for word in text.split()}
+    pieces = prose_pieces(paths, config.seed)
+    chosen = choose_pieces(pieces, count, words, config.prose_word_times, held_out, config.seed)
+    held = config.held_out_prose
+    spoken = [
+        (f"prose.{number:05d}", text, split_of(number, held, held))
+        for number, text in enumerate(chosen[: config.prose])
+    ]
+    return spoken, chosen[config.prose :]
+
+
 def questions(
     config: MiniConfig, maker: SentenceMaker, recordings: Sequence[Question] = ()
 ) -> list[Question]:
@@ -145,14 +199,25 @@ def questions(
     return rows
 
 
-def build(config: MiniConfig, out: Path, recordings: Sequence[Question] = ()) -> dict[str, int]:
-    """Writes the four files; returns {file name: rows}."""
+def build(
+    config: MiniConfig,
+    out: Path,
+    recordings: Recordings | None = None,
+    books: Sequence[Path] = (),
+) -> dict[str, int]:
+    """Writes the files; returns {file name: rows}. There is no text.jsonl where prose_text is 0."""
+    recordings = recordings or Recordings()
     maker, casting = SentenceMaker(), Casting(config)
+    rows = questions(config, maker, recordings.questions)
+    plain = [*plain_sentences(config, maker), *spoken_again(config, recordings)]
+    texts = [(text, split) for _, text, split in plain] + [(r.question, r.split) for r in rows]
+    kept = HeldOut([*recordings.held_out.texts, *(text for text, split in texts if split != "train")])
+    known = [*maker.vocabulary, *(text for text, _ in texts)]
+    read_aloud, read = prose(config, books, known, kept)
     spoken = [
         Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
-        for i, text, split in plain_sentences(config, maker)
+        for i, text, split in [*plain, *read_aloud]
     ]
-    rows = questions(config, maker, recordings)
     asked = [
         Sentence(f"{r.id}.q", r.question, casting.voice(r.id, r.split), r.split, "mini-questions")
         for r in rows
@@ -162,36 +227,58 @@ def build(config: MiniConfig, out: Path, recordings: Sequence[Question] = ()) ->
     counts = {}
     for name, sentences in (("sentences", spoken), ("questions", asked), ("answers", answers)):
         counts[f"{name}.jsonl"] = write_sentences(out / f"{name}.jsonl", sentences)
+    (out / "text.jsonl").unlink(missing_ok=True)
+    if read:
+        written = ({"id": f"text.{number:06d}", "text": text} for number, text in enumerate(read))
+        counts["text.jsonl"] = write_jsonl(out / "text.jsonl", written)
     counts["qa.jsonl"] = write_jsonl(out / "qa.jsonl", (row.row() for row in rows))
     return counts
 
 
-def read_recordings(manifests: Sequence[Path]) -> list[Question]:
-    """What the recordings ask; prints how many do. Raises ValueError for a manifest where none does."""
-    found = []
+def read_recordings(manifests: Sequence[Path]) -> Recordings:
+    """What the recordings ask and say; prints how many do. Raises ValueError for a manifest without words."""
+    found, said, held_out = [], [], []
     for path in manifests:
         rows = read_manifest(path)
         asking = list(recorded(rows))
-        if not asking:
+        ids = {question.id for question in asking}
+        saying = [row for row in rows if row.id not in ids and not row.slots and normalise(row.text)]
+        if not asking and not saying:
             raise ValueError(
-                f"{path}: none of {len(rows)} recordings has the slots and words of an order, or is of the "
-                "corpus digits; `speechgpt align --jsgf-slots` finds the words of orders"
+                f"{path}: none of {len(rows)} recordings has the slots and words of an order, is of the "
+                "corpus digits, or says anything else; "
+                "`speechgpt align --jsgf-slots` finds the words of orders"
             )
-        print(f"{path}: {len(asking)} of {len(rows)} recordings ask something")
+        print(f"{path}: {len(asking)} of {len(rows)} recordings ask something, {len(saying)} say something")
         found += asking
-    return found
+        said += [normalise(row.text) for row in saying if row.split == "train"]
+        held_out += [row.text for row in rows if row.split != "train"]
+    kept = HeldOut(held_out)
+    return Recordings(found, [text for text in dict.fromkeys(said) if not kept.says(text)], kept)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="speechgpt mini-corpus", description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True, help="YAML: presets/mini/corpus.yaml")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument(
-        "--speech", type=Path, nargs="+", default=[], metavar="MANIFEST", help="recorded orders and digits"
+        "--speech",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="MANIFEST",
+        help="recorded orders, digits, texts",
     )
+    parser.add_argument(
+        "--prose", type=Path, nargs="+", default=[], metavar="PATH", help="English .txt books or WordNet's "
+        "data.noun, data.verb ..., or folders of them"
+    )  # fmt: skip
     args = parser.parse_args(argv)
-    counts = build(MiniConfig.load(args.config), args.out, read_recordings(args.speech))
+    config = MiniConfig.load(args.config)
+    counts = build(config, args.out, read_recordings(args.speech), args.prose)
     for name, count in counts.items():
         print(f"{args.out / name}: {count} rows")
-    print(f"{sum(counts.values()) - counts['qa.jsonl']} utterances to be spoken")
+    print(
+        f"{sum(counts.values()) - counts['qa.jsonl'] - counts.get('text.jsonl', 0)} utterances to be spoken"
+    )
     return 0

@@ -136,6 +136,19 @@ def test_the_settings_reach_the_commands(house):
     assert [line for line in planned(house, "stage1", "PRESET=toy") if "train" in line and "--mix" in line]
 
 
+def test_prose_reaches_the_texts_the_tokenizer_and_stage_1(house):
+    for name in ("recordings/manifest.tsv", "books/whale.txt"):
+        (house / name).parent.mkdir(exist_ok=True)
+        (house / name).touch()
+    plan = planned(house, "eval", "PRESET=mini", "SPEECH=recordings", "PROSE=books", "CORPUS=read")
+    (corpus,) = [line for line in plan if line.startswith("speechgpt mini-corpus")]
+    assert "perturbed/manifest.jsonl --prose books --out work/mini/read/texts" in corpus
+    reading = [line for line in plan if "work/mini/read/texts/text.jsonl" in line]
+    assert [line.split()[1] for line in reading] == ["tokenizer", "train"] and "stage1.yaml" in reading[1]
+    plan = planned(house, "data", "PRESET=mini", "SPEECH=recordings", "CORPUS=read")
+    assert not [line for line in plan if "--prose" in line]
+
+
 def test_stages_1_and_2_need_no_questions(house):
     plan = planned(house, "stage2", *OWN)
     assert [line for line in plan if line.startswith("speechgpt instruct")]

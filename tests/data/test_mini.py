@@ -14,6 +14,7 @@ from speechgpt.data.dialogue_rows import read_chain
 from speechgpt.data.english import Inflector, article
 from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.mini import MiniConfig, main
+from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
 from speechgpt.data.questions import (
     MAX_ANSWER_WORDS,
     UNKNOWN_ANSWER,
@@ -33,6 +34,7 @@ SMALL = {
     **{"sentences": 300, "word_lists": 20, "words": 20, "digit_strings": 20, "numbers": 20, "orders": 200},
     **{"held_out_sentences": 20, "held_out_orders": 20, "digits": 60, "sums": 80, "repeats": 50},
     **{"smalltalk": 2100, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
+    **{"prose": 0, "held_out_prose": 2, "prose_text": 0, "recorded_texts": 0},
 }
 
 
@@ -109,7 +111,7 @@ def test_recordings_of_orders_and_digits_become_questions(texts, config_file, tm
     out = tmp_path / "out"
     speech = ["--speech", str(tmp_path / "speech.jsonl")]
     assert main(["--config", str(config_file), "--out", str(out), *speech]) == 0
-    assert "3 of 7 recordings ask something" in capsys.readouterr().out
+    assert "3 of 7 recordings ask something, 2 say something" in capsys.readouterr().out
     rows = {row["id"]: row for row in rows_of(out / "qa.jsonl")}
     asked = [row for row in rows.values() if "question_id" in row]
     assert [(r["id"], r["question_id"], r["question"], r["answer"], r["split"]) for r in asked] == [
@@ -156,6 +158,92 @@ def test_a_manifest_that_asks_nothing_is_refused(config_file, tmp_path):
     with pytest.raises(ValueError, match="speech.jsonl: none of 1 recordings .*speechgpt align --jsgf-slots"):
         main([*command, "--speech", str(tmp_path / "speech.jsonl")])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_people_say_is_spoken_again_but_not_what_is_held_back(config_file, tmp_path):
+    """A manifest that asks nothing is welcome."""
+    said = ["The door was OPEN.", "they went home", "he saw that they went home at once", "they went home"]
+    splits = ["train", "train", "test", "train"]
+    rows = [Utterance(f"s{i}", "a.wav", 2.0, text=said[i], split=splits[i]) for i in range(4)]
+    rows.append(Utterance("s4", "a.wav", 2.0, text="saw that they went home at"))  # within a test text
+    write_manifest(tmp_path / "speech.jsonl", rows)
+    settings = yaml.safe_load(config_file.read_text())
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings | {"recorded_texts": 5}))
+    command = ["--config", str(tmp_path / "corpus.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--speech", str(tmp_path / "speech.jsonl")]) == 0
+    again = [row for row in rows_of(tmp_path / "out/sentences.jsonl") if row["id"].startswith("said.")]
+    assert len(again) == 5
+    assert {row["text"] for row in again} == {"the door was open", "they went home"}
+    with pytest.raises(ValueError, match="recorded_texts is 5, but --speech .*make: SPEECH="):
+        main(command)
+
+
+BOOK = """The Whale
+*** START OF THE PROJECT GUTENBERG EBOOK ***
+
+CHAPTER I. LOOMINGS
+
+"Call me _Ishmael_," said Mr. Hunt. The sea was
+calm, and the men who had worked since the early morning were glad to rest.
+
+The king of Prussia saw it in 1851. The café was shut. Dr. J. Hill saw the old sea. He saw the sea at last!
+He heard that they went home.
+
+*** END OF THE PROJECT GUTENBERG EBOOK ***
+This licence is read by nobody.
+"""
+GLOSS = """00001740 29 v 01 breathe 0 001 ~ 00005041 v 0000 | draw air; "the old sea was calm"; "No. of men"
+00002325 29 v 01 sit 0 001 ~ 00005041 v 0000 | "sit"; "the men were glad"- a man
+"""
+
+
+def test_prose_is_cut_into_plain_pieces(config_file, tmp_path):
+    folder = tmp_path / "books" / "whale"
+    folder.mkdir(parents=True)
+    (folder / "whale.txt").write_text(BOOK)
+    (folder / "data.verb").write_text(GLOSS)
+    (folder / "index.verb").write_text("not read")
+    (pieces,) = prose_pieces([tmp_path / "books"], 1).values()
+    assert set(pieces) == {
+        *("call me ishmael said mr hunt", "he saw the sea at last", "he heard that they went home"),
+        *("the sea was calm", "the men who had worked since the early morning were glad to rest"),
+        *("the old sea was calm", "the men were glad"),
+    }
+    write_manifest(
+        tmp_path / "speech.jsonl",
+        [
+            Utterance("a", "a.wav", 2.0, text="the men were glad", split="test"),
+            Utterance("b", "b.wav", 2.0, text="and he heard that they went home", split="dev"),
+        ],
+    )
+    settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1}
+    path = tmp_path / "corpus.yaml"
+    path.write_text(yaml.safe_dump(settings | {"prose": 3, "held_out_prose": 1, "prose_text": 2}))
+    command = ["--config", str(path), "--out", str(tmp_path / "out")]
+    command += ["--speech", str(tmp_path / "speech.jsonl")]
+    with pytest.raises(ValueError, match="no --prose .make: PROSE=.; give .txt files"):
+        main(command)
+    assert main([*command, "--prose", str(tmp_path / "books")]) == 0
+    spoken = [row for row in rows_of(tmp_path / "out/sentences.jsonl") if row["id"].startswith("prose.")]
+    assert [row.get("split", "train") for row in spoken] == ["test", "dev", "train"]
+    text = rows_of(tmp_path / "out/text.jsonl")
+    assert [row["id"] for row in text] == ["text.000000", "text.000001"]
+    used = {row["text"] for row in [*spoken, *text]}
+    assert len(used) == 5 and not used & {"the men were glad", "he heard that they went home"}
+    path.write_text(yaml.safe_dump(settings | {"prose": 3, "prose_text": 4}))
+    with pytest.raises(ValueError, match="5 pieces of 7 can be used, prose and prose_text ask for 7"):
+        main([*command, "--prose", str(tmp_path / "books")])
+    with pytest.raises(FileNotFoundError, match="holds no prose; expected .txt files or WordNet's"):
+        main([*command, "--prose", str(tmp_path / "out")])
+
+
+def test_prose_comes_from_each_folder_in_turn_and_unknown_words_are_left_out():
+    whale = ["the sea was calm", "the zyx was calm", "the vitamin b was there", "the sea was calm"]
+    pieces = {Path("whale"): whale, Path("a"): ["the sea", "was the calm sea", "calm was the sea"]}
+    chosen = choose_pieces(pieces, 4, ["calm", "sea"], 2, HeldOut([]), 1)
+    assert chosen[0] == "the sea was calm" and set(chosen[1:]) == set(pieces[Path("a")])
+    with pytest.raises(ValueError, match="4 pieces of 7 can be used"):
+        choose_pieces(pieces, 5, ["calm", "sea"], 2, HeldOut([]), 1)
 
 
 def test_everything_is_plain_words_and_answers_are_short(texts):
@@ -341,9 +429,10 @@ def test_bad_configs_are_named(tmp_path, config_file):
             main(["--config", str(path), "--out", str(tmp_path / "out")])
 
 
-def test_the_preset_loads_and_speaks_about_forty_thousand():
+def test_the_preset_loads_and_speaks_about_sixty_thousand():
     config = MiniConfig.load(PRESETS / "mini" / "corpus.yaml")
     numbers = asdict(config)
     kinds = ("sentences", "word_lists", "words", "digit_strings", "numbers", "orders", "digits", "sums")
     kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences")
-    assert 28_000 < sum(numbers[kind] for kind in kinds) < 34_000  # and some 8,000 answers
+    kinds += ("prose", "recorded_texts")
+    assert 48_000 < sum(numbers[kind] for kind in kinds) < 55_000  # and some 8,000 answers
