@@ -13,9 +13,9 @@ ROOT ?=#              folder that READER reads
 READ_OPTIONS ?=#      more for the reader, e.g. --splits train-clean-100 (speechgpt manifest --help)
 SPLIT_OPTIONS ?= --unknown text# how it is split, e.g. --by librispeech=keep (speechgpt split --help)
 QA ?=#                your questions and answers (JSON lines), for stage 3
-SPEECH ?=#            mini: folder with a manifest.tsv of recordings (MODEL_CARD.md), to train on beside synthesis
+SPEECH ?=#            folder with a manifest.tsv of recordings (MODEL_CARD.md): mini trains on them, `make listen` plays them
 PROSE ?=#             mini: folders of English books in plain text (.txt), or of WordNet's data.*: what it reads
-TALKER ?= mini#       model that `make talk` asks: mini, or the folder that `make model` wrote
+TALKER ?= mini#       model that `make talk` and `make listen` ask: mini, or the folder that `make model` wrote
 ENCODER ?=#           HuBERT folder of your own: nothing is pretrained
 LLAMA ?=#             LLaMA folder that is extended, instead of the one that llama.yaml names
 TORCHRUN ?=#          e.g. "torchrun --nproc_per_node 8": starts the trainers on several GPUs
@@ -42,7 +42,7 @@ MODEL := $(U)/model/speechgpt.json
 $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
-.PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk toy
+.PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy
 .PHONY: FORCE
 
 help: ## this list
@@ -76,6 +76,13 @@ talk: | $(SETUP) ## answer the recording IN=question.wav into the folder OUT=wor
 	$(if $(IN),,@echo "make talk: give IN=question.wav" >&2; exit 2)
 	$(SPEECHGPT) talk "$(IN)" --model "$(TALKER)" --device $(DEVICE) --out-dir "$(or $(OUT),work/answers)"
 
+# SPEECH, where it is given; else what the preset has read or made, as it is: listening makes no corpus.
+HEARD := $(if $(SPEECH),$(C)/speech/split.jsonl,$(wildcard $(DATA)/manifest.jsonl $(C)/qa/spoken/manifest.jsonl))
+listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses, answers: work/listen/index.html
+	$(if $(HEARD),,@echo "make listen: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md), or make data first" >&2; exit 2)
+	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(wildcard $(QA_FILE))) \
+	  --device $(DEVICE) --out work/listen/index.html
+
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 	OMP_NUM_THREADS=1 $(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,-j2) --no-print-directory eval PRESET=toy DEVICE=cpu
 
@@ -97,6 +104,19 @@ $(C)/config/%.yaml: $(CONFIG)/%.yaml FORCE
 FORCE:
 
 # -- data
+ifneq ($(SPEECH),)
+$(C)/speech/read.jsonl: $(SPEECH)/manifest.tsv | $(SETUP)
+	$(SPEECHGPT) manifest --reader tsv --root "$(SPEECH)" --plain --out $@
+# Orders have no speakers and are few: a fifth is held back by what they say. Of the digits, one speaker.
+SPLIT_kathleen := --dev 0.04 --test 0.06
+SPLIT_speechocean762 := --dev 0.04 --test 0.08
+SPLIT_coffee := --dev 0.05 --test 0.2 --unknown text
+SPLIT_digits := --dev 0 --test 0.25 --share-text digits
+$(C)/speech/%.split.jsonl: $(C)/speech/read.jsonl
+	$(SPEECHGPT) split --manifest $< --only $* --seed 1 $(SPLIT_$*) --out $@
+$(C)/speech/split.jsonl: $(addprefix $(C)/speech/,$(addsuffix .split.jsonl,coffee digits kathleen speechocean762))
+	$(SPEECHGPT) merge $^ --out $@
+endif
 ifneq ($(READER),)
 ifeq ($(PRESET),mini)
 $(error PRESET=mini names its own corpora and voices: for a corpus of your own take PRESET=own, or a copy of it)
@@ -111,17 +131,6 @@ TEXTS := $(addprefix $(C)/texts/,sentences.jsonl questions.jsonl answers.jsonl)
 PROSE_TEXT := $(if $(shell sed -n '/^prose_text: *[1-9]/p' $(CONFIG)/corpus.yaml),$(C)/texts/text.jsonl)
 ifneq ($(SPEECH),)
 RECORDED := $(C)/speech/aligned.jsonl $(C)/speech/perturbed/manifest.jsonl
-$(C)/speech/read.jsonl: $(SPEECH)/manifest.tsv | $(SETUP)
-	$(SPEECHGPT) manifest --reader tsv --root "$(SPEECH)" --plain --out $@
-# Orders have no speakers and are few: a fifth is held back by what they say. Of the digits, one speaker.
-SPLIT_kathleen := --dev 0.04 --test 0.06
-SPLIT_speechocean762 := --dev 0.04 --test 0.08
-SPLIT_coffee := --dev 0.05 --test 0.2 --unknown text
-SPLIT_digits := --dev 0 --test 0.25 --share-text digits
-$(C)/speech/%.split.jsonl: $(C)/speech/read.jsonl
-	$(SPEECHGPT) split --manifest $< --only $* --seed 1 $(SPLIT_$*) --out $@
-$(C)/speech/split.jsonl: $(addprefix $(C)/speech/,$(addsuffix .split.jsonl,coffee digits kathleen speechocean762))
-	$(SPEECHGPT) merge $^ --out $@
 $(C)/speech/aligned.jsonl: $(C)/speech/split.jsonl
 	$(SPEECHGPT) align --manifest $< --out $@ --jsgf-slots
 $(C)/speech/perturbed/manifest.jsonl: $(C)/config/perturb.yaml $(C)/speech/aligned.jsonl

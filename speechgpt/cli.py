@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "encode": ("speechgpt.unit_commands:encode", "recordings to units, <sosp><12><7>...<eosp> a line"),
         "decode": ("speechgpt.unit_commands:decode", "units to a recording"),
         "demo": ("speechgpt.demo:main", "answer the question that ships with the package"),
+        "listen": ("speechgpt.listen:main", "one HTML page of held-out recordings, resyntheses and answers"),
     },
     "Data": {
         "manifest": ("speechgpt.data.readers:main", "read a corpus into a manifest"),

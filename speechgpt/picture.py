@@ -1,5 +1,6 @@
-"""A turn as a picture: waveform, spectrogram and units with their durations, question above answer."""
+"""Pictures: a turn (waveform, spectrogram and units, question above answer), or one sound."""
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,9 @@ from speechgpt.units.dedup import deduplicate, expand  # noqa: E402
 
 WINDOW = 400  # samples of a spectrogram column at 16 kHz
 INK = "#1c2430"
+TEAL = "#12908a"  # seen on light and on dark ground
+WIDTH, HEIGHT = 480, 150  # pixels of one sound's picture
+PEAK = 0.6  # of a waveform that fills its part of that picture
 LABEL = {"ha": "center", "va": "center", "fontsize": 5, "rotation": 90, "color": "white"}
 
 
@@ -32,9 +36,8 @@ def draw_turn(path: Path, model, question: np.ndarray, reply) -> None:
     for side, (title, waveform, rate, frames) in enumerate(sides):
         top, middle, bottom = axes[3 * side : 3 * side + 3]
         seconds = len(waveform) / rate
-        top.plot(np.arange(len(waveform)) / rate, waveform, color=INK, linewidth=0.4)
+        _draw_sound(top, middle, waveform, rate, INK)
         top.set_title(title if len(title) <= 100 else title[:99] + "…", loc="left", fontsize=11, color=INK)
-        middle.specgram(waveform, NFFT=WINDOW, Fs=rate, noverlap=WINDOW * 3 // 4, cmap="magma", vmin=-140)
         middle.set_ylabel("Hz", fontsize=8)
         _draw_units(bottom, frames, seconds)
         for axis in (top, middle, bottom):
@@ -47,6 +50,30 @@ def draw_turn(path: Path, model, question: np.ndarray, reply) -> None:
     with atomic_path(path) as part:
         figure.savefig(part, dpi=110)
     pyplot.close(figure)
+
+
+def draw_sound(waveform: np.ndarray, rate: int, span: float) -> bytes:
+    """A WebP of WIDTH by HEIGHT pixels: waveform (T,) above spectrogram, on an axis of `span` seconds.
+
+    Without ground and letters, for a page that may be light or dark.
+    """
+    figure, axes = pyplot.subplots(2, 1, figsize=(WIDTH / 100, HEIGHT / 100), height_ratios=[1, 2])
+    _draw_sound(*axes, waveform, rate, TEAL)
+    for axis in axes:
+        axis.set_xlim(0, span)
+        axis.set_axis_off()
+    axes[0].set_ylim(-PEAK, PEAK)
+    figure.subplots_adjust(0, 0, 1, 1, hspace=0)
+    image = BytesIO()
+    figure.savefig(image, dpi=100, transparent=True, format="webp", pil_kwargs={"quality": 60})
+    pyplot.close(figure)
+    return image.getvalue()
+
+
+def _draw_sound(top, middle, waveform: np.ndarray, rate: int, ink: str) -> None:
+    """Waveform and log-spectrogram; (T,) of any length."""
+    top.plot(np.arange(len(waveform)) / rate, waveform, color=ink, linewidth=0.4)
+    middle.specgram(waveform, NFFT=WINDOW, Fs=rate, noverlap=WINDOW * 3 // 4, cmap="magma", vmin=-140)
 
 
 def _draw_units(axis, frames: np.ndarray, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """report.json as one static HTML page: no scripts, no fonts, nothing fetched."""
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -28,16 +29,21 @@ td.number{white-space:nowrap}td.value{font-weight:650;color:var(--accent)}small{
 def render(report: dict[str, Any]) -> str:
     """The whole page. `report` is what report.json holds."""
     sections = [f"<section><h2>{escape(s['title'])}</h2>{_section(s)}</section>" for s in report["sections"]]
-    facts = " · ".join(f"{escape(k)} {escape(str(v))}" for k, v in report["facts"].items())
+    intro = (
+        "<p>Every figure stands with its number of items, its 95&nbsp;% bootstrap interval (whole items "
+        "resampled), what costs nothing (floor) and what the best input reaches (ceiling).</p>"
+    )
+    return document(report["title"], report["facts"], intro + "".join(sections))
+
+
+def document(title: str, facts: Mapping[str, Any], body: str, style: str = "") -> str:
+    """A page of this project: `body` is HTML, `style` what it needs beside STYLE."""
+    listed = " · ".join(f"{escape(k)} {escape(str(v))}" for k, v in facts.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(report['title'])}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{escape(report['title'])}</h1><p class=soft>{facts}</p>"
-        "<p>Every figure stands with its number of items, its 95&nbsp;% bootstrap interval (whole items "
-        "resampled), what costs nothing (floor) and what the best input reaches (ceiling).</p>"
-        + "".join(sections)
-        + "</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1><p class=soft>{listed}</p>{body}</main></body></html>\n"
     )
 
 

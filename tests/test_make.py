@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PRESETS = ("toy", "mini", "own", "speechgpt-7b")
 PIPELINE = "data codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
-GOALS = ["help", "setup", "demo", "test", "lint", "talk", "toy", *PIPELINE]
+GOALS = ["help", "setup", "demo", "test", "lint", "talk", "listen", "toy", *PIPELINE]
 OWN = ["PRESET=own", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
 # The toy, smaller still: file -> setting -> value. Long enough that a kill lands in the middle.
 TINY = {
@@ -153,6 +153,25 @@ def test_stages_1_and_2_need_no_questions(house):
     plan = planned(house, "stage2", *OWN)
     assert [line for line in plan if line.startswith("speechgpt instruct")]
     assert [line for line in planned(house, "stage3", *OWN) if "give QA=" in line]
+
+
+def test_listening_needs_recordings_and_no_corpus(house):
+    speech = house / "speech"
+    speech.mkdir()
+    (speech / "manifest.tsv").touch()
+    plan = planned(house, "listen", "PRESET=mini", "CORPUS=heard", "SPEECH=speech", "TALKER=a model")
+    assert plan[-1].startswith(
+        'speechgpt listen --model "a model" --manifest work/mini/heard/speech/split.jsonl'
+    )
+    assert not [line for line in plan if "align" in line or "mini-corpus" in line]
+    made = house / "work" / "own" / "heard" / "data" / "manifest.jsonl"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    [line] = planned(house, "listen", "PRESET=own", "CORPUS=heard")
+    assert line.endswith(
+        " --manifest work/own/heard/data/manifest.jsonl --device auto --out work/listen/index.html"
+    )
+    assert "give SPEECH=folder" in make(house, "listen", "PRESET=own", "CORPUS=unheard", code=2)
 
 
 def test_what_is_missing_is_said(house):
