@@ -12,6 +12,7 @@ READER ?=#            reader of your own corpus (data/CORPORA.md); empty: the pr
 ROOT ?=#              folder that READER reads
 READ_OPTIONS ?=#      more for the reader, e.g. --splits train-clean-100 (speechgpt manifest --help)
 SPLIT_OPTIONS ?= --unknown text# how it is split, e.g. --by librispeech=keep (speechgpt split --help)
+QUALITY_OPTIONS ?=#   more to judge units by, e.g. --ctc, in minutes on a GPU (speechgpt unit-quality --help)
 QA ?=#                your questions and answers (JSON lines), for stage 3
 SPEECH ?=#            folder with a manifest.tsv of recordings (MODEL_CARD.md): mini trains on them, `make listen` plays them
 PROSE ?=#             mini: folders of English books in plain text (.txt), or of WordNet's data.*: what it reads
@@ -199,7 +200,8 @@ $(CODEBOOK): $(U)/codebook.yaml $(ENCODED) $(DATA)/manifest.jsonl
 $(UNITS): $(DATA)/manifest.jsonl $(CODEBOOK)
 	$(SPEECHGPT) units --encoder "$E" --codebook $(CODEBOOK) --manifest $< --device $(DEVICE) --out $@
 $(U)/quality.json: $(UNITS)
-	$(SPEECHGPT) unit-quality --units $< --manifest $(DATA)/manifest.jsonl --codebook $(CODEBOOK) --out $@
+	$(SPEECHGPT) unit-quality --units $< --manifest $(DATA)/manifest.jsonl --codebook $(CODEBOOK) \
+	  --device $(DEVICE) $(QUALITY_OPTIONS) --out $@
 
 # -- vocoder
 $(U)/vocoder/done.json: $(C)/config/vocoder.yaml $(UNITS)

@@ -8,7 +8,7 @@ import pytest
 from speechgpt.data.files import read_json
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.units.codebook import Codebook, Provenance
-from speechgpt.units.quality import main, measure, purities
+from speechgpt.units.quality import main, measure, phone_map_shares, purities
 
 
 def test_purity_and_pnmi_of_known_counts():
@@ -39,6 +39,51 @@ def test_measure_of_two_rows():
         measure(rows, manifest[:1], 4, 320, 400, 16_000)
 
 
+def test_phones_are_learnt_from_train_alone():
+    """Unit 0 is silence and 1 is AA on split train; on dev 1 is AE half of the time and 2 is new."""
+    half = (24 * 320 + 40) / 16_000
+    rows = [
+        UnitRow("a", [0, 1], [24, 25], corpus="x"),
+        UnitRow("b", [0, 1], [24, 25], corpus="x", split="dev"),
+        UnitRow("c", [1, 2], [24, 25], corpus="y", split="dev"),
+        UnitRow("d", [2], [49], corpus="y", split="test"),  # has no phones
+    ]
+    manifest = [
+        Utterance("a", "a.wav", 1.0, phones=[["SIL", half], ["AA", 1.0]]),
+        Utterance("b", "b.wav", 1.0, phones=[["SIL", half], ["AE", 1.0]]),
+        Utterance("c", "c.wav", 1.0, phones=[["AA", 1.0]]),
+        Utterance("d", "d.wav", 1.0),
+    ]
+    found = phone_map_shares(rows, manifest, 4, 320, 400, 16_000)
+    assert found["all"]["train"] == {"frames": 49, "right": 1, "speech_frames": 25, "speech_right": 1}
+    assert found["x"]["dev"]["right"] == pytest.approx(24 / 49) and found["x"]["dev"]["speech_right"] == 0
+    assert found["y"]["dev"]["right"] == pytest.approx(24 / 49) and "test" not in found["y"]
+    assert found["all"]["dev"]["right"] == pytest.approx(48 / 98)
+    assert phone_map_shares(rows[1:], manifest, 4, 320, 400, 16_000) == {}
+
+
+def test_command_with_a_recogniser(tmp_path, capsys):
+    import torch
+
+    rows = [
+        UnitRow(f"{n}", [0, 1, 2], [1, 1, 1], f"{n}", "x", "good", ("train", "dev")[n % 2]) for n in range(4)
+    ]
+    write_units(tmp_path / "units.jsonl", rows)
+    write_manifest(tmp_path / "manifest.jsonl", [Utterance(r.id, "a.wav", 1.0, corpus="x") for r in rows])
+    Codebook(torch.eye(3), Provenance("", 1, 16_000, 320, False)).save(tmp_path / "k.safetensors")
+    arguments = ["--units", str(tmp_path / "units.jsonl"), "--manifest", str(tmp_path / "manifest.jsonl")]
+    arguments += ["--codebook", str(tmp_path / "k.safetensors"), "--out", str(tmp_path / "quality.json")]
+    assert main([*arguments, "--split", "dev", "--ctc", "--ctc-steps", "2", "--device", "cpu"]) == 0
+    found = read_json(tmp_path / "quality.json")
+    assert found["rows"] == 2 and found["speakers"]["other_speaker"] == {
+        "pairs": 1, "distance": 0.0, "corpora": {"x": {"pairs": 1, "distance": 0.0}}
+    }  # fmt: skip
+    assert found["ctc"]["all"]["dev"]["rows"] == 2 and found["ctc"]["training"]["steps"] == 2
+    told = capsys.readouterr().out
+    assert "units that differ, other speaker: 0.0 % (1 pairs)" in told
+    assert "heard from units alone, x: dev WER" in told
+
+
 def test_command(tmp_path, capsys):
     import torch
 
@@ -50,4 +95,5 @@ def test_command(tmp_path, capsys):
     assert main([*arguments, "--codebook", str(tmp_path / "k.safetensors"), "--out", str(out)]) == 0
     found = read_json(out)
     assert found["pnmi"] is None and found["used"] == 2 and found["corpora"]["x"]["codebook_size"] == 3
+    assert found["phone_map"] == {} and found["speakers"]["same_speaker"]["pairs"] == 0 and "ctc" not in found
     assert "2.0 units/s" in capsys.readouterr().out
