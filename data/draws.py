@@ -1,5 +1,6 @@
 """Chances that depend on a seed and a name alone: not on the order of rows, nor on other rows."""
 
+import random
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -32,3 +33,10 @@ def pick_weighted(weights: dict[T, float], seed: int, *names: str) -> T:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether any of the shell-like patterns (`*`, `?`, `[1-9]`) fits the whole name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def draw_some(items: Sequence[T], count: int, seed: int) -> list[T]:
+    """`count` of the items (all, where there are no more), the same for the same seed, in their own order."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), count))]

@@ -1,17 +1,18 @@
 """`speechgpt eval`: how well a model hears, speaks and answers, the vocoder's faults told from the model's.
 
 Writes OUT/report.json and, from it, OUT/report.html. Every figure comes with its number of items, its
-bootstrap interval, a floor (what costs nothing) and a ceiling (what the best input reaches).
+bootstrap interval, a floor (what costs nothing) and a ceiling (what the best input reaches). A figure that
+lacks its data is listed with the reason.
 """
 
 import argparse
-import random
 import time
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from speechgpt.data.draws import draw_some
 from speechgpt.data.files import read_json, write_json, write_text
 from speechgpt.data.qa_file import read_questions
 from speechgpt.data.rows import Utterance, read_manifest, read_units
@@ -24,9 +25,14 @@ from speechgpt.report_page import render
 
 @dataclass
 class EvalConfig:
-    """eval.yaml: how much of the held-out rows is scored, and who listens. 0 rows leaves a section out."""
+    """eval.yaml: how much of the held-out rows is scored, and who listens. 0 rows leaves a section out.
+
+    `figures` are those of speechgpt/figures.py, by name, each with `rows` (at most), `corpora` and `goal`.
+    """
 
     judge: str = "pocketsphinx"  # pocketsphinx | self (the model's own transcription)
+    figures: dict = field(default_factory=dict)  # {"orders": {"rows": 100, "goal": 0.85}, ...}
+    figures_split: str = "test"  # that the figures are measured on; `split` is for all below
     split: str = "dev"  # of the manifest, the unit rows and the questions
     corpora: list = field(default_factory=list)  # names of the corpora to score; empty: all
     asr_rows: int = 100
@@ -39,7 +45,14 @@ class EvalConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> "EvalConfig":
-        return load_settings(cls, path)
+        from speechgpt.figures import read_figures
+
+        config = load_settings(cls, path)
+        try:
+            read_figures(config.figures)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return config
 
 
 def main(argv: list[str]) -> int:
@@ -47,20 +60,29 @@ def main(argv: list[str]) -> int:
     config = EvalConfig.load(args.config) if args.config else EvalConfig()
     model_dir = find_model(args.model)
     stages = dict(_named(s) for s in args.stage)
-    rows = _recordings(args.manifest, config, model_dir.config.max_question_seconds)
+    every = [(row, row.audio(path)) for path in args.manifest for row in read_manifest(path)]
+    rows = _recordings(every, config, model_dir.config.max_question_seconds)
     units = [row for path in args.units for row in read_units(path)]
     questions = [q for path in args.qa for q in read_questions(path)]
+    from speechgpt.figures import measure_figures, read_figures
+    from speechgpt.held_out import HeldOut
     from speechgpt.pipeline import SpeechGPT
 
     started = time.time()
     model = SpeechGPT(model_dir, args.device, encoder=True, vocoder=True)
     judge = load_judge(config.judge, model.transcribe, model_dir.config.max_question_seconds)
-    sections = _speech_sections(model, judge, rows, config)
+    held = HeldOut(model, judge, every, questions, config.figures_split, config.seed)
+    sections, missing, seconds = measure_figures(held, read_figures(config.figures))
+    sections += _speech_sections(model, judge, rows, config)
     sections += _turn_sections(model, judge, rows, questions, config)
     sections += _unit_sections(model, units, stages, args.unit_quality, config, args.device)
     if not sections:
         raise ValueError(
             f"nothing to score: no rows of split {config.split!r} with a text, no unit rows, no questions"
+        )
+    if missing:
+        sections.append(
+            {"title": "Not measured", "text": "Figures that lack their data, and why.", "values": missing}
         )
     report = {
         "title": f"{model_dir.config.name}: evaluation",
@@ -68,10 +90,13 @@ def main(argv: list[str]) -> int:
             "model": model_dir.config.name,
             "judge": judge.name,
             "split": config.split,
+            "figures on": config.figures_split,
             "seed": config.seed,
         },
         "config": asdict(config),
         "seconds": round(time.time() - started, 1),
+        "figure_seconds": seconds,
+        "not_measured": missing,
         "sections": sections,
     }
     write_text(args.out / "report.html", render(report))
@@ -108,22 +133,17 @@ def _named(stage: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def _recordings(manifests: list[Path], config: EvalConfig, longest: float) -> list[tuple[Utterance, Path]]:
+def _recordings(
+    every: list[tuple[Utterance, Path]], config: EvalConfig, longest: float
+) -> list[tuple[Utterance, Path]]:
     """The rows of the split with their audio files, questions' and answers' recordings included."""
-    found = []
-    for manifest in manifests:
-        for row in read_manifest(manifest):
-            wanted = not config.corpora or row.corpus in config.corpora
-            if wanted and row.split == config.split and row.seconds <= longest:
-                found.append((row, row.audio(manifest)))
-    return found
-
-
-def _draw(rows: list, count: int, seed: int) -> list:
-    """`count` of the rows, the same for the same seed, in their own order."""
-    if len(rows) <= count:
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]
+    return [
+        (row, path)
+        for row, path in every
+        if row.split == config.split
+        and row.seconds <= longest
+        and (not config.corpora or row.corpus in config.corpora)
+    ]
 
 
 def _speech_sections(
@@ -137,7 +157,7 @@ def _speech_sections(
         (scores.speaking, config.tts_rows),
         (scores.resynthesis, config.resynthesis_rows),
     ]
-    drawn = [(score, _draw(texts, count, config.seed)) for score, count in jobs]
+    drawn = [(score, draw_some(texts, count, config.seed)) for score, count in jobs]
     return [score(model, some, judge, config.seed) for score, some in drawn if some]
 
 
@@ -158,7 +178,7 @@ def _unit_sections(model, units, stages, quality: Path | None, config: EvalConfi
     from speechgpt import scores
 
     sections = []
-    rows = _draw(
+    rows = draw_some(
         [row for row in units if row.split == config.split and row.units], config.unit_rows, config.seed
     )
     if rows:
@@ -196,12 +216,16 @@ def plain_values(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """One line a measure for the terminal."""
-    from speechgpt.report_page import figure
+    """One line a measure for the terminal, and one for each that could not be taken."""
+    from speechgpt.report_page import figure, reached
 
     lines = []
     for row in (m for section in report["sections"] for m in section.get("measures", [])):
         value, low, high = (figure(row[k], row["unit"]) for k in ("value", "low", "high"))
         anchors = [f"{w} {figure(row[w], row['unit'])}" for w in ("floor", "ceiling") if row[w] is not None]
-        lines.append(f"{row['name']:<40} {value:>8}  [{low}, {high}]  n={row['n']}  {', '.join(anchors)}")
-    return lines
+        anchors += [f"{name} {figure(v, row['unit'])}" for name, v in row["beside"].items()]
+        if row["goal"] is not None:
+            met = "met" if reached(row) else "missed"
+            anchors.append(f"goal {figure(row['goal'], row['unit'])} {met}")
+        lines.append(f"{row['name']:<44} {value:>8}  [{low}, {high}]  n={row['n']}  {', '.join(anchors)}")
+    return lines + [f"{name:<44} not measured: {why}" for name, why in report["not_measured"].items()]

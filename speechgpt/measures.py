@@ -1,7 +1,7 @@
 """One figure of an evaluation: its value, its bootstrap interval, and what it stands between."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -18,12 +18,14 @@ class Measure:
     low: float  # of the 95 % bootstrap interval
     high: float
     n: int  # items that were scored
-    unit: str  # "%" (value in 0..1) | "" (plain number)
+    unit: str  # "%" (value in 0..1) | "s" | "MB" | "" (plain number)
     better: str  # "lower" | "higher"
     floor: float | None = None
     floor_name: str = ""
     ceiling: float | None = None
     ceiling_name: str = ""
+    beside: dict[str, float] = field(default_factory=dict)  # what others reach, by name
+    goal: float | None = None
     note: str = ""
 
     def to_dict(self) -> dict:
@@ -61,6 +63,20 @@ def measure(
         raise ValueError(f"{name}: nothing to score")
     low, high = bootstrap(parts, wholes, seed)
     return Measure(name, ratio(parts, wholes), low, high, len(parts), unit, better, **more)
+
+
+def accuracy(name: str, right: Sequence[bool], *, seed: int = 0, **more) -> Measure:
+    """The share of items that are right."""
+    return measure(name, [int(r) for r in right], [1] * len(right), better="higher", seed=seed, **more)
+
+
+def median(name: str, values: Sequence[float], *, unit: str, better: str, seed: int = 0, **more) -> Measure:
+    """The middle of repeated readings, with the interval of the medians of resampled ones."""
+    if not len(values):
+        raise ValueError(f"{name}: nothing to score")
+    drawn = np.random.default_rng(seed).choice(np.asarray(values, float), (RESAMPLES, len(values)))  # R n
+    low, high = np.quantile(np.median(drawn, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Measure(name, float(np.median(values)), float(low), float(high), len(values), unit, better, **more)
 
 
 def perplexity(

@@ -31,7 +31,8 @@ def render(report: dict[str, Any]) -> str:
     sections = [f"<section><h2>{escape(s['title'])}</h2>{_section(s)}</section>" for s in report["sections"]]
     intro = (
         "<p>Every figure stands with its number of items, its 95&nbsp;% bootstrap interval (whole items "
-        "resampled), what costs nothing (floor) and what the best input reaches (ceiling).</p>"
+        "resampled; it has no width where every item is right, or none), what costs nothing (floor) and what "
+        "the best input reaches (ceiling).</p>"
     )
     return document(report["title"], report["facts"], intro + "".join(sections))
 
@@ -59,7 +60,7 @@ def _section(section: dict[str, Any]) -> str:
 
 
 def _measures(rows: list[dict[str, Any]]) -> str:
-    columns = ("Measure", "Value", "95 % interval", "n", "Floor", "Ceiling")
+    columns = ("Measure", "Value", "95 % interval", "n", "Floor", "Ceiling", "Beside", "Goal")
     head = "<tr>" + "".join(f"<th>{name}</th>" for name in columns) + "</tr>"
     return f"<div class=card><table>{head}{''.join(_measure(row) for row in rows)}</table></div>"
 
@@ -72,7 +73,8 @@ def _measure(row: dict[str, Any]) -> str:
         f"<tr><td>{escape(row['name'])}<small>{arrow}</small>{note}</td>"
         f"<td class='number value'>{figure(row['value'], row['unit'])}</td>"
         f"<td class=number>{interval}{_scale(row)}</td><td class=number>{row['n']}</td>"
-        f"<td class=number>{_anchor(row, 'floor')}</td><td class=number>{_anchor(row, 'ceiling')}</td></tr>"
+        f"<td class=number>{_anchor(row, 'floor')}</td><td class=number>{_anchor(row, 'ceiling')}</td>"
+        f"<td>{_beside(row)}</td><td class=number>{_goal(row)}</td></tr>"
     )
 
 
@@ -93,9 +95,32 @@ def _anchor(row: dict[str, Any], which: str) -> str:
     return f"{figure(row[which], row['unit'])}<small>{escape(row[f'{which}_name'])}</small>"
 
 
+def _beside(row: dict[str, Any]) -> str:
+    lines = (f"{escape(name)} {figure(value, row['unit'])}" for name, value in row["beside"].items())
+    return "<br>".join(lines) or "–"
+
+
+def _goal(row: dict[str, Any]) -> str:
+    if row["goal"] is None:
+        return "–"
+    missed = "" if reached(row) else " class=wrong"
+    return f"<span{missed}>{figure(row['goal'], row['unit'])}</span>"
+
+
+def reached(row: dict[str, Any]) -> bool:
+    """Whether a measure with a goal is at it or past it."""
+    if row["better"] == "lower":
+        return row["value"] <= row["goal"]
+    return row["value"] >= row["goal"]
+
+
 def figure(value: float, unit: str) -> str:
-    """0.125 with "%" to "12.5 %"; plain numbers with three digits."""
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    """0.125 with "%" to "12.5 %", seconds and megabytes with their unit; plain numbers with three digits."""
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    if unit in ("s", "MB"):
+        return f"{value:.2f} {unit}"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _values(values: dict[str, Any]) -> str:

@@ -25,11 +25,11 @@ SHOWN = 8  # samples of a section on the page
 SHUFFLED = "texts of other items"
 
 
-def _section(title: str, text: str, measures: list[Measure], samples: dict | None = None) -> dict[str, Any]:
-    return {"title": title, "text": text, "measures": [m.to_dict() for m in measures], "samples": samples}
+def section(title: str, text: str, measures: list[Measure], shown: dict | None = None) -> dict[str, Any]:
+    return {"title": title, "text": text, "measures": [m.to_dict() for m in measures], "samples": shown}
 
 
-def _word_measure(name: str, references: Sequence[str], heard: Sequence[str], seed: int, **more) -> Measure:
+def word_measure(name: str, references: Sequence[str], heard: Sequence[str], seed: int, **more) -> Measure:
     """The pooled word error rate. Its floor, unless given, is what the next item's hypothesis would get."""
     counts = [word_errors(r, h) for r, h in zip(references, heard, strict=True)]
     if "floor" not in more and len(heard) > 1:
@@ -39,7 +39,7 @@ def _word_measure(name: str, references: Sequence[str], heard: Sequence[str], se
     return measure(name, errors, words, better="lower", seed=seed, **more)
 
 
-def _samples(columns: list[str], *lists: Sequence) -> dict[str, Any]:
+def samples(columns: list[str], *lists: Sequence) -> dict[str, Any]:
     return {"columns": columns, "rows": [list(row) for row in zip(*lists, strict=True)][:SHOWN]}
 
 
@@ -50,32 +50,33 @@ def hearing(model: SpeechGPT, rows: list[tuple[Utterance, Path]], judge: Judge, 
     heard = [model.transcribe(w) for w in tqdm(waveforms, "hearing", disable=None)]
     more = {"ceiling": 0.0, "ceiling_name": "the text itself"}
     if isinstance(judge, Pocketsphinx):
-        baseline = [judge.hear(w, SAMPLE_RATE) for w in waveforms]
+        baseline = judge.hear_all(waveforms, SAMPLE_RATE)
         counts = [word_errors(t, h) for t, h in zip(texts, baseline, strict=True)]
         more |= {"floor": ratio(*zip(*counts, strict=True)), "floor_name": "pocketsphinx, untrained"}
-    found = _word_measure("ASR word error rate", texts, heard, seed, **more)
-    shown = _samples(["said", "heard"], texts, heard)
-    return _section("Hearing", "Held-out recordings, written down by the model.", [found], shown)
+    found = word_measure("ASR word error rate", texts, heard, seed, **more)
+    shown = samples(["said", "heard"], texts, heard)
+    return section("Hearing", "Held-out recordings, written down by the model.", [found], shown)
 
 
 def speaking(model: SpeechGPT, rows: list[tuple[Utterance, Path]], judge: Judge, seed: int) -> dict[str, Any]:
     """Word error rate of the judge on the model's speech, beside natural recordings of the same texts."""
     texts = [row.text for row, _ in rows]
-    natural = [judge.hear(read_audio(path), SAMPLE_RATE) for _, path in rows]
-    ceiling = _word_measure("", texts, natural, seed).value
-    heard = [judge.hear(model.speak(t), model.sample_rate) for t in tqdm(texts, "speaking", disable=None)]
+    natural = judge.hear_all([read_audio(path) for _, path in rows], SAMPLE_RATE)
+    ceiling = word_measure("", texts, natural, seed).value
+    said = [model.speak(t) for t in tqdm(texts, "speaking", disable=None)]
+    heard = judge.hear_all(said, model.sample_rate)
     more = {"ceiling": ceiling, "ceiling_name": "natural recordings"}
-    measures = [_word_measure("TTS word error rate", texts, heard, seed, **more, note=f"judge: {judge.name}")]
+    measures = [word_measure("TTS word error rate", texts, heard, seed, **more, note=f"judge: {judge.name}")]
     if isinstance(judge, Pocketsphinx) and shutil.which("flite"):
-        flite = [judge.hear(_flite(normalise(t)), SAMPLE_RATE) for t in texts]
-        measures.append(_word_measure("the same texts by flite's voice slt", texts, flite, seed, **more))
-    shown = _samples(["text", "the judge heard"], texts, heard)
-    return _section(
+        flite = judge.hear_all([flite_says(normalise(t)) for t in texts], SAMPLE_RATE)
+        measures.append(word_measure("the same texts by flite's voice slt", texts, flite, seed, **more))
+    shown = samples(["text", "the judge heard"], texts, heard)
+    return section(
         "Speaking", "Held-out texts, spoken by the model, written down by the judge.", measures, shown
     )
 
 
-def _flite(text: str) -> np.ndarray:
+def flite_says(text: str) -> np.ndarray:
     """(T,) at 16 kHz."""
     with tempfile.TemporaryDirectory(prefix="speechgpt-") as folder:
         wav = Path(folder) / "said.wav"
@@ -89,29 +90,38 @@ def resynthesis(
     model: SpeechGPT, rows: list[tuple[Utterance, Path]], judge: Judge, seed: int
 ) -> dict[str, Any]:
     """Encode, decode, judge: no language model, so what is lost here is lost by the units and the vocoder."""
+    measures, shown = resynthesised(model, rows, judge, seed)
+    return section("Resynthesis", resynthesis_text(judge), measures, shown)
+
+
+def resynthesised(
+    model: SpeechGPT, rows: list[tuple[Utterance, Path]], judge: Judge, seed: int, goal: float | None = None
+) -> tuple[list[Measure], dict[str, Any]]:
+    """(measures, samples). `goal`: how many times the natural recordings' error rate is still good."""
     texts = [row.text for row, _ in rows]
-    heard: dict[str, list[str]] = {"natural": [], "true": [], "predicted": []}
-    for _, path in tqdm(rows, "resynthesis", disable=None):
-        waveform = read_audio(path)
-        frames = model.encode(waveform)  # N
-        heard["natural"].append(judge.hear(waveform, SAMPLE_RATE))
-        for name, units in (("true", frames), ("predicted", deduplicated(frames))):
-            heard[name].append(judge.hear(model.decode(units), model.sample_rate))
-    natural = _word_measure("natural recordings", texts, heard["natural"], seed)
-    anchors = {"ceiling": natural.value, "ceiling_name": "natural recordings"}
+    waveforms = [read_audio(path) for _, path in rows]
+    frames = model.encoder.encode(waveforms)  # N of each
+    true = [model.decode(f) for f in tqdm(frames, "true durations", disable=None)]
+    predicted = [model.decode(deduplicated(f)) for f in tqdm(frames, "predicted durations", disable=None)]
+    heard = {"true": judge.hear_all(true, model.sample_rate)}
+    heard["predicted"] = judge.hear_all(predicted, model.sample_rate)
+    natural = word_measure("natural recordings", texts, judge.hear_all(waveforms, SAMPLE_RATE), seed)
+    more: dict[str, Any] = {"ceiling": natural.value, "ceiling_name": "natural recordings"}
+    more["goal"] = goal and goal * natural.value
     measures = [natural] + [
-        _word_measure(f"units with {name} durations", texts, heard[name], seed, **anchors)
+        word_measure(f"units with {name} durations", texts, heard[name], seed, **more)
         for name in ("true", "predicted")
     ]
-    shown = _samples(
-        ["said", "true durations", "predicted durations"], texts, heard["true"], heard["predicted"]
-    )
-    text = (
+    columns = ["said", "true durations", "predicted durations"]
+    return measures, samples(columns, texts, heard["true"], heard["predicted"])
+
+
+def resynthesis_text(judge: Judge) -> str:
+    return (
         f"Recordings to units and back, written down by the judge ({judge.name}). What is lost against the "
         "natural recordings is the units' and the vocoder's; what speaking loses beyond that is the "
         "language model's."
     )
-    return _section("Resynthesis", text, measures, shown)
 
 
 @torch.no_grad()
@@ -146,7 +156,7 @@ def unit_perplexity(
         found = unit_losses(load(), rows)
         anchors = {"floor": floor, "floor_name": "unit frequencies alone"}
         measures.append(perplexity(f"unit perplexity after {name}", *found, seed=seed, **anchors))
-    return _section(
+    return section(
         "Units as a language", "Perplexity of a unit given those before it, on held-out rows.", measures
     )
 
@@ -182,15 +192,15 @@ def turns(
         measures.insert(
             0, measure("spoken questions answered right", right, [1] * len(right), **floor, **anchors)
         )
-        heard = [judge.hear(r.waveform, r.sample_rate) for r in replies]
+        heard = judge.hear_all([r.waveform for r in replies], model.sample_rate)
         answers = [r.answer for r in replies]
         if any(normalise(a) for a in answers):
             note = f"judge: {judge.name}; against the answer's own text"
-            measures.append(_word_measure("answers as heard by the judge", answers, heard, seed, note=note))
+            measures.append(word_measure("answers as heard by the judge", answers, heard, seed, note=note))
         names = ["asked", "understood", "expected", "answered", "the judge heard"]
         questions_asked, expected = [q.question for q, _ in asked], [q.answer for q, _ in asked]
-        shown = _samples(names, questions_asked, [r.transcript for r in replies], expected, answers, heard)
-    return _section(
+        shown = samples(names, questions_asked, [r.transcript for r in replies], expected, answers, heard)
+    return section(
         "Turns", "Held-out questions; right is the expected answer, word for word.", measures, shown
     )
 

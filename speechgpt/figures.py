@@ -1,0 +1,48 @@
+"""The figures of held-out speech by name, in the report's order."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from speechgpt.cost_figures import size, turn_time
+from speechgpt.held_out import Figure, FigureSettings, HeldOut, NotMeasuredError
+from speechgpt.order_figures import noisy_orders, orders, spoken_answers
+from speechgpt.question_figures import questions
+from speechgpt.word_figures import digits, said_again, sentences, spoken_sentences
+
+FIGURES: dict[str, Callable[[HeldOut, FigureSettings], Figure]] = {
+    "orders": orders,
+    "noisy_orders": noisy_orders,
+    "digits": digits,
+    "questions": questions,
+    "sentences": sentences,
+    "spoken_answers": spoken_answers,
+    "spoken_sentences": spoken_sentences,
+    "resynthesis": said_again,
+    "turn_time": turn_time,
+    "size": size,
+}
+
+
+def read_figures(given: Mapping[str, Any]) -> dict[str, FigureSettings]:
+    """eval.yaml's `figures`, in the report's order. Raises ValueError for an unknown one."""
+    if unknown := sorted(set(given) - set(FIGURES)):
+        raise ValueError(f"figures: unknown {', '.join(unknown)}; known: {', '.join(FIGURES)}")
+    return {name: FigureSettings.read(name, given[name]) for name in FIGURES if name in given}
+
+
+def measure_figures(
+    held: HeldOut, wanted: Mapping[str, FigureSettings]
+) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, float]]:
+    """(sections of the report, what was not measured and why, seconds that each figure took)."""
+    sections, missing, seconds = [], {}, {}
+    for name, settings in tqdm(wanted.items(), "figures", disable=None):
+        started = time.perf_counter()
+        try:
+            sections.append(FIGURES[name](held, settings).section())
+        except NotMeasuredError as error:
+            missing[name] = str(error)
+        seconds[name] = round(time.perf_counter() - started, 1)
+    return sections, missing, seconds

@@ -1,0 +1,164 @@
+"""What the figures of held-out speech are measured with: model, rows, judge, and work in batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechgpt.data import coffee
+from speechgpt.data.audio import SAMPLE_RATE, read_audio
+from speechgpt.data.draws import draw_some
+from speechgpt.data.qa_file import QuestionAnswer
+from speechgpt.data.questions import DIGIT_CORPORA
+from speechgpt.data.rows import Utterance
+from speechgpt.data.text_normal import normalise
+from speechgpt.judge import Judge, Pocketsphinx
+from speechgpt.measures import Measure
+from speechgpt.pipeline import SpeechGPT, deduplicated
+from speechgpt.scores import samples, section
+
+BATCH_SECONDS = 30.0  # padded audio that the encoder takes at once
+
+
+class NotMeasuredError(Exception):
+    """A figure lacks its data; the message says which."""
+
+
+@dataclass(frozen=True)
+class FigureSettings:
+    """One figure in eval.yaml."""
+
+    rows: int = 100  # items at most; drawn where there are more
+    corpora: tuple[str, ...] = ()  # names; empty: all that fit
+    goal: float | None = None  # see the figure
+
+    @classmethod
+    def read(cls, name: str, given: Any) -> "FigureSettings":
+        """From eval.yaml's mapping; raises ValueError that names the setting."""
+        given = {} if given is None else given
+        if not isinstance(given, dict) or (unknown := sorted(set(given) - {"rows", "corpora", "goal"})):
+            found = ", ".join(unknown) if isinstance(given, dict) else repr(given)
+            raise ValueError(f"figures: {name}: found {found}; expected rows, corpora and goal")
+        rows, corpora, goal = given.get("rows", cls.rows), given.get("corpora", []), given.get("goal")
+        if type(rows) is not int or rows < 1:
+            raise ValueError(f"figures: {name}: rows is {rows!r}; expected a whole number from 1")
+        if not isinstance(corpora, list) or not all(isinstance(c, str) for c in corpora):
+            raise ValueError(f"figures: {name}: corpora is {corpora!r}; expected a list of names")
+        if goal is not None and type(goal) not in (int, float):
+            raise ValueError(f"figures: {name}: goal is {goal!r}; expected a number")
+        return cls(rows, tuple(corpora), goal)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Measures that are read together, as a section of the report."""
+
+    title: str
+    text: str
+    measures: tuple[Measure, ...]
+    shown: dict[str, Any] | None = None  # samples to look at
+
+    def section(self) -> dict[str, Any]:
+        return section(self.title, self.text, list(self.measures), self.shown)
+
+
+@dataclass
+class HeldOut:
+    """The rows that nobody trained on, and who answers and judges them."""
+
+    model: SpeechGPT
+    judge: Judge
+    rows: list[tuple[Utterance, Path]]  # of all splits, with their audio
+    questions: list[QuestionAnswer]  # of all splits
+    split: str
+    seed: int
+
+    @property
+    def sphinx(self) -> bool:
+        """Whether pocketsphinx, which is the judge, can be put beside the model."""
+        return isinstance(self.judge, Pocketsphinx)
+
+    @cached_property
+    def held(self) -> list[tuple[Utterance, Path]]:
+        longest = self.model.model_dir.config.max_question_seconds
+        return [(row, path) for row, path in self.rows if row.split == self.split and row.seconds <= longest]
+
+    @cached_property
+    def orders(self) -> list[tuple[Utterance, Path]]:
+        """Rows whose slots are those of an order."""
+        return [(row, path) for row, path in self.held if order_slots(row)]
+
+    @cached_property
+    def digits(self) -> list[tuple[Utterance, Path]]:
+        return [(row, path) for row, path in self.held if row.corpus in DIGIT_CORPORA]
+
+    def sentences(self, corpora: Sequence[str]) -> list[tuple[Utterance, Path]]:
+        """Rows with a text, of these corpora; where none is named all but orders, digits and questions."""
+        said = [(row, path) for row, path in self.held if normalise(row.text)]
+        if corpora:
+            return [(row, path) for row, path in said if row.corpus in corpora]
+        return [(row, path) for row, path in said if _is_sentence(row)]
+
+    def draw(self, items: Sequence, count: int) -> list:
+        """`count` of them, the same for the same seed, in their own order."""
+        return draw_some(items, count, self.seed)
+
+
+def _is_sentence(row: Utterance) -> bool:
+    asked = ".q" in row.id[-2:] or ".a" in row.id[-2:] or ".q." in row.id or ".a." in row.id
+    return not (asked or row.slots or row.corpus in DIGIT_CORPORA)
+
+
+def order_slots(row: Utterance) -> dict[str, str]:
+    """The slots of a recorded order; {} where the row is none."""
+    try:
+        return coffee.parse_slots(row.slots) if row.slots else {}
+    except ValueError:
+        return {}  # slots of another task
+
+
+def needed(rows: list, what: str) -> list:
+    if not rows:
+        raise NotMeasuredError(f"the manifests have no {what} of the split that is scored")
+    return rows
+
+
+def waveforms_of(rows: Sequence[tuple[Utterance, Path]]) -> list[np.ndarray]:
+    """(T,) float32 at 16 kHz each."""
+    return [read_audio(path, SAMPLE_RATE) for _, path in rows]
+
+
+def encode_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[list[int]]:
+    """Deduplicated units (U) of each, as the language model takes them."""
+    return [deduplicated(frames) for frames in model.encoder.encode(waveforms, BATCH_SECONDS)]
+
+
+def transcribe_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[str]:
+    """As `model.transcribe` writes each down."""
+    return model.generator.transcribe_batch(encode_all(model, waveforms))
+
+
+def answer_all(model: SpeechGPT, waveforms: Sequence[np.ndarray], out: str = "text") -> list:
+    """As `model.reply` answers each: `speechgpt.answers.Turn`s. `out`: text | speech."""
+    return model.generator.turn_batch(encode_all(model, waveforms), out)
+
+
+def answer_typed(model: SpeechGPT, texts: Sequence[str]) -> list[str]:
+    """As `model.reply` answers each text, in text."""
+    words = [normalise(t) for t in texts] if model.model_dir.config.plain_text else list(texts)
+    return [turn.answer for turn in model.generator.turn_batch(words, "text")]
+
+
+def say_all(model: SpeechGPT, units: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """As `model.reply` says its units: (T,) at the model's sample rate each."""
+    scale = model.model_dir.config.duration_scale
+    return model.synthesizer.synthesize([np.asarray(u, np.int64) for u in units], duration_scale=scale)
+
+
+def wrong_first(right: Sequence[bool], columns: list[str], *lists: Sequence) -> dict[str, Any]:
+    """Samples for the page: what went wrong stands before what went right."""
+    order = sorted(range(len(right)), key=lambda i: right[i])
+    return samples(columns, *([values[i] for i in order] for values in lists))
