@@ -196,13 +196,31 @@ def _cuts(ordered: np.ndarray, rows: int, tokens: int) -> list[int]:
     return cuts
 
 
-def collate(rows: list[tuple[np.ndarray, np.ndarray, int]], pad_id: int) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class UnitNoise:
+    """Units that are heard, not learnt, are replaced by others at random: what is new to an encoder is heard
+    with more errors than what it was trained on, and a language model must not trust every unit."""
+
+    share: float  # of the units without loss
+    first: int  # id of unit 0
+    count: int  # K
+
+    def apply(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """ids (L,) with their loss mask (L,) to ids (L,), drawn from numpy's state, which runs restore."""
+        heard = ~mask & (ids >= self.first) & (ids < self.first + self.count)
+        wrong = heard & (np.random.random(len(ids)) < self.share)
+        return np.where(wrong, np.random.randint(self.first, self.first + self.count, len(ids)), ids)
+
+
+def collate(
+    rows: list[tuple[np.ndarray, np.ndarray, int]], pad_id: int, noise: UnitNoise | None = None
+) -> dict[str, torch.Tensor]:
     """Rows to input_ids (B, L) and labels (B, L), int64, padded on the right."""
     length = -(-max(len(ids) for ids, _, _ in rows) // PAD_MULTIPLE) * PAD_MULTIPLE
     input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)  # B L
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)  # B L
     for i, (ids, mask, _) in enumerate(rows):
-        input_ids[i, : len(ids)] = ids
+        input_ids[i, : len(ids)] = ids if noise is None else noise.apply(ids, mask)
         labels[i, : len(ids)] = np.where(mask, ids, IGNORED)
     return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 

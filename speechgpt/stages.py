@@ -64,6 +64,7 @@ class StageConfig:
     max_minutes: float = 0.0  # wall-clock time that the schedule must fit, whatever the steps; 0: no limit
     mix: float | None = None  # share of the training rows drawn from the --mix files; null: all of their rows
     repeat: dict = field(default_factory=dict)  # kind of row -> times in an epoch (0.5: every other)
+    unit_noise: float = 0.0  # share of the units heard (without loss) that are replaced at random in training
     dev_rows: int = 2000  # at most so many rows measure the dev loss
     dtype: str = "float32"  # of the weights in memory; bfloat16 only makes sense for a frozen base (LoRA)
     lora: dict = field(default_factory=dict)  # fields of LoraSettings; empty: all weights are trained
@@ -87,6 +88,8 @@ class StageConfig:
             wrong.append(f"max_length is {self.max_length}; expected at least 8 tokens")
         if self.mix is not None and not 0 <= self.mix < 1:
             wrong.append(f"mix is {self.mix}; expected a share from 0 to below 1")
+        if not 0 <= self.unit_noise < 1:
+            wrong.append(f"unit_noise is {self.unit_noise}; expected a share from 0 to below 1")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             wrong.append(f"dtype is {self.dtype!r}; expected float32, bfloat16 or float16")
         known = [f.name for f in fields(LoraSettings)]

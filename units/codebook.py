@@ -1,4 +1,4 @@
-"""Features to units: k-means centroids that know which encoder, layer and rate they were fitted to."""
+"""Features to units: centroids that know which encoder, layer and rate they were fitted to."""
 
 import argparse
 import json
@@ -16,6 +16,8 @@ from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.extraction import encode_rows
+from speechgpt.units.phones import phone_labels
+from speechgpt.units.prototypes import fit_prototypes
 from speechgpt.units.settings import load_settings
 
 CODEBOOK_FORMAT = "1"
@@ -32,6 +34,7 @@ PUBLISHED_KMEANS = {
     "n_init": 20,
     "reassignment_ratio": 0.0,
 }
+METHODS = ("kmeans", "phones")
 OVERSAMPLE = 4  # rows are drawn until they hold this many times the wanted frames
 
 
@@ -153,6 +156,7 @@ class CodebookConfig:
 
     k: int  # units
     layer: int  # of the encoder, counted from 1
+    method: str = "kmeans"  # kmeans | phones: centroids that tell the parts of phones apart (prototypes.py)
     frames: int = 1_000_000  # feature frames to fit on, at most
     seed: int = 0
     n_init: int = PUBLISHED_KMEANS["n_init"]  # starts, of which the best goes on
@@ -163,6 +167,13 @@ class CodebookConfig:
     batch_seconds: float = 240.0  # padded audio encoded at a time
     sampling: dict = field(default_factory=dict)  # corpus: share of the frames; empty: as it comes
     max_bad: int = 0  # unreadable files tolerated
+    states_per_phone: int = 3  # phones: parts of each phone
+    passes: int = 12  # phones: over the sample
+    learning_rate: float = 0.01  # phones
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method: {self.method!r}, expected one of {', '.join(METHODS)}")
 
     @classmethod
     def load(cls, path: str | Path) -> "CodebookConfig":
@@ -206,18 +217,22 @@ def choose_rows(
 
 def sample_features(
     encoder: Encoder, manifest: str | Path, rows: Iterable[tuple[Utterance, float]], config: CodebookConfig
-) -> np.ndarray:
-    """Features (N, D) float32 of a random sample of frames of the rows."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) float32 of a random sample of frames of the rows, and their phone parts (N,) int16."""
     keep = dict((row.id, share) for row, share in rows)
     chosen = [row for row in read_manifest(manifest) if row.id in keep]
     found: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
     generator = torch.Generator().manual_seed(config.seed)
+    place = (encoder.hop, encoder.receptive_field, encoder.sample_rate, config.states_per_phone)
 
     def pick(features: list[Tensor], batch: list[Utterance]) -> list[np.ndarray]:
         masks = [
             torch.rand(len(f), generator=generator) < keep[r.id] for f, r in zip(features, batch, strict=True)
         ]
         kept = torch.cat(features)[torch.cat(masks).to(features[0].device)].cpu().numpy()
+        for row, mask in zip(batch, masks, strict=True):
+            labels[row.id] = phone_labels(row.phones, len(mask), *place)[mask.numpy()]
         return np.split(kept, np.cumsum([int(m.sum()) for m in masks])[:-1])
 
     bad = []
@@ -230,7 +245,8 @@ def sample_features(
                 raise ValueError(f"more than max_bad = {config.max_bad} bad files: " + "; ".join(bad[:5]))
         else:
             found[row.id] = part
-    return np.concatenate([found[row.id] for row in chosen if row.id in found])  # N D
+    order = [row.id for row in chosen if row.id in found]
+    return np.concatenate([found[i] for i in order]), np.concatenate([labels[i] for i in order])
 
 
 def fit_codebook(
@@ -242,18 +258,28 @@ def fit_codebook(
     if not rows:
         raise ValueError(f"{manifest}: no rows of split {split!r}")
     rate = encoder.sample_rate / encoder.hop
+    if config.method == "phones":
+        rows = [row for row in rows if row.phones]
+        if not rows:
+            raise ValueError(f"{manifest}: method phones needs rows with phones; `speechgpt align` adds them")
     chosen = choose_rows(rows, config.frames, rate, config.seed, config.sampling)
-    sample = sample_features(encoder, manifest, chosen, config)
-    centroids = fit_kmeans(
-        sample,
-        config.k,
-        config.seed,
-        n_init=config.n_init,
-        batch_size=config.batch_size,
-        max_iter=config.max_iter,
-        max_no_improvement=config.max_no_improvement,
-        reassignment_ratio=config.reassignment_ratio,
-    )
+    sample, labels = sample_features(encoder, manifest, chosen, config)
+    if config.method == "phones":
+        sample, labels = sample[labels >= 0], labels[labels >= 0]
+        centroids = fit_prototypes(
+            sample, labels, config.k, config.seed, config.passes, config.learning_rate, device=encoder.device
+        )
+    else:
+        centroids = fit_kmeans(
+            sample,
+            config.k,
+            config.seed,
+            n_init=config.n_init,
+            batch_size=config.batch_size,
+            max_iter=config.max_iter,
+            max_no_improvement=config.max_no_improvement,
+            reassignment_ratio=config.reassignment_ratio,
+        )
     provenance = Provenance(
         encoder.fingerprint,
         config.layer,

@@ -31,6 +31,7 @@ class HeadConfig:
     )  # predict from these, counted from 1; empty: the last alone
     masked_weight: float = 1.0
     unmasked_weight: float = 0.0
+    smoothing: float = 0.0  # of labels, in training: aligned phones are often wrong at their edges
 
     def __post_init__(self) -> None:
         if self.kind not in HEADS:
@@ -126,7 +127,7 @@ class MaskedPrediction(nn.Module):
         for features, heads in zip(found, self.heads, strict=True):
             statistics = []
             for head, weight, target in zip(heads, self.weights, labels, strict=True):
-                sums = _sums(head(features), target, mask)
+                sums = _sums(head(features), target, mask, self.config.smoothing if self.training else 0.0)
                 masked = sums[0] / sums[2].clamp(min=1)
                 unmasked = sums[3] / sums[5].clamp(min=1)
                 both = self.config.masked_weight * masked + self.config.unmasked_weight * unmasked
@@ -135,11 +136,15 @@ class MaskedPrediction(nn.Module):
         return loss, torch.stack(statistics)
 
 
-def _sums(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+def _sums(logits: Tensor, labels: Tensor, mask: Tensor, smoothing: float = 0.0) -> Tensor:
     """(6,) float32: sums of loss, right guesses and labelled frames, over masked and over unmasked frames."""
     logits = logits.float()
     loss = functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+        label_smoothing=smoothing,
     ).view_as(labels)
     right = logits.argmax(-1) == labels
     labelled = labels != IGNORED

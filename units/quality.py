@@ -20,7 +20,7 @@ from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.consistency import MAX_PAIRS, speaker_distances
 from speechgpt.units.dedup import expand
-from speechgpt.units.labels import PHONES, phone_labels
+from speechgpt.units.phones import PHONES, phone_labels
 
 # What mHuBERT with 1000 units has on English: log2(1000) bits for each of about 33 units a second.
 PUBLISHED_UNITS_PER_SECOND, PUBLISHED_BITS_PER_SECOND = 33.3, 332.0

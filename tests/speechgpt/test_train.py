@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.batches import IGNORED, LengthBatches, TokenRows, collate, pack
+from speechgpt.batches import IGNORED, LengthBatches, TokenRows, UnitNoise, collate, pack
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, write_chain, write_instruct
 from speechgpt.data.files import write_text
 from speechgpt.data.published import PREFIX, write_published
@@ -159,6 +159,18 @@ def test_collate_pads_on_the_right_and_puts_loss_on_the_mask_alone():
     assert batch["input_ids"][0, :4].tolist() == [1, 2, 3, 9]
     assert batch["labels"][0, :4].tolist() == [IGNORED, 2, 3, IGNORED]
     assert (batch["labels"][1] == IGNORED).all()
+
+
+def test_unit_noise_touches_only_units_that_are_heard():
+    ids = np.concatenate([[1, 2], np.arange(100, 1100), [3], np.arange(100, 1100)])  # units are 100 to 1099
+    mask = np.arange(len(ids)) > 1002
+    np.random.seed(0)
+    batch = collate([(ids, mask, 0)], pad_id=0, noise=UnitNoise(0.2, 100, 1000))
+    found = batch["input_ids"][0, : len(ids)].numpy()
+    changed = found != ids
+    assert 0.15 < changed[2:1002].mean() < 0.25 and changed.sum() == changed[2:1002].sum()
+    assert found.min() >= 1 and found[2:1002].min() >= 100 and found.max() < 1100
+    assert (batch["labels"][0, : len(ids)].numpy()[mask] == ids[mask]).all()
 
 
 # Rows

@@ -1,11 +1,16 @@
 """Centroids come from real features, know their encoder, and are assigned by distance."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from speechgpt.data.rows import read_manifest, write_manifest
 from speechgpt.units import codebook as module
 from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook
+from speechgpt.units.prototypes import fit_prototypes, share_out
 
 from .conftest import GROUP, LAYER, make_encoder
 
@@ -90,3 +95,43 @@ def test_command_and_its_config(corpus, tmp_path, capsys):
     config.write_text("k: 4\nlayers: 2\n")
     with pytest.raises(ValueError, match="unknown setting layers; known here: k, .*missing setting layer"):
         CodebookConfig.load(config)
+
+
+def test_prototypes_follow_the_phones_where_kmeans_follows_the_variance():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 4000)
+    sample = rng.normal(0, 1, (4000, 6)).astype(np.float32)
+    sample[:, 0] *= 12  # a voice, say: varies most and says nothing
+    sample[:, 1] += labels * 6
+
+    def right(centroids: np.ndarray) -> float:
+        book = Codebook(torch.from_numpy(centroids), Provenance("", 1, 16_000, 320, False))
+        units = book.assign(torch.from_numpy(sample)).numpy()
+        return sum(np.bincount(labels[units == u]).max() for u in set(units)) / len(labels)
+
+    taught = fit_prototypes(sample, labels, 8, seed=0, passes=300)
+    assert taught.shape == (8, 6) and taught.dtype == np.float32
+    assert np.array_equal(taught, fit_prototypes(sample, labels, 8, seed=0, passes=300))
+    assert right(taught) > 0.95 > 0.6 > right(module.fit_kmeans(sample, 8, 0, n_init=1))
+
+
+def test_every_phone_part_gets_a_centroid_and_frequent_ones_more():
+    assert share_out(np.array([100, 0, 1, 10_000]), 6).tolist() == [1, 0, 1, 4]
+    with pytest.raises(ValueError, match="k is 2; expected at least one centroid for each of 3"):
+        share_out(np.array([100, 0, 1, 10_000]), 2)
+    with pytest.raises(ValueError, match="5 labelled frames for 8 centroids"):
+        fit_prototypes(np.zeros((5, 2), np.float32), np.zeros(5, np.int64), 8, 0)
+
+
+def test_a_codebook_of_phones_is_fitted_to_labelled_rows(corpus):
+    encoder = make_encoder(GROUP)
+    config = CodebookConfig(k=12, layer=2, method="phones", passes=2, states_per_phone=1)
+    book = fit_codebook(config, encoder, corpus)
+    assert len(book) == 12 and 0 < book.provenance.frames
+    book.check(encoder, 2)
+    rows = [replace(row, phones=[]) for row in read_manifest(corpus)]
+    write_manifest(corpus, rows)
+    with pytest.raises(ValueError, match="method phones needs rows with phones; `speechgpt align` adds them"):
+        fit_codebook(config, encoder, corpus)
+    with pytest.raises(ValueError, match="method: 'knn', expected one of kmeans, phones"):
+        CodebookConfig(k=2, layer=1, method="knn")
