@@ -68,6 +68,7 @@ class MiniConfig:
     voices_test: dict
     answer_voice: str
     answer_voice_share: float  # of the training sentences, so that it says more than the answers
+    prose_voices: int = 1  # how often each piece of the training prose is spoken, by voices drawn anew
 
     @classmethod
     def load(cls, path: str | Path) -> "MiniConfig":
@@ -173,10 +174,11 @@ def prose(
     pieces = prose_pieces(paths, config.seed)
     chosen = choose_pieces(pieces, count, words, config.prose_word_times, held_out, config.seed)
     held = config.held_out_prose
-    spoken = [
-        (f"prose.{number:05d}", text, split_of(number, held, held))
-        for number, text in enumerate(chosen[: config.prose])
-    ]
+    spoken = []
+    for number, text in enumerate(chosen[: config.prose]):
+        split = split_of(number, held, held)
+        times = config.prose_voices if split == "train" else 1
+        spoken += [(f"prose.{number:05d}" + f".{n}" * (n > 0), text, split) for n in range(times)]
     return spoken, chosen[config.prose :]
 
 
