@@ -216,16 +216,22 @@ def plain_values(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """One line a measure for the terminal, and one for each that could not be taken."""
+    """For the terminal: sections, a line for each of their measures, and what could not be measured."""
     from speechgpt.report_page import figure, reached
 
     lines = []
-    for row in (m for section in report["sections"] for m in section.get("measures", [])):
-        value, low, high = (figure(row[k], row["unit"]) for k in ("value", "low", "high"))
-        anchors = [f"{w} {figure(row[w], row['unit'])}" for w in ("floor", "ceiling") if row[w] is not None]
-        anchors += [f"{name} {figure(v, row['unit'])}" for name, v in row["beside"].items()]
-        if row["goal"] is not None:
-            met = "met" if reached(row) else "missed"
-            anchors.append(f"goal {figure(row['goal'], row['unit'])} {met}")
-        lines.append(f"{row['name']:<44} {value:>8}  [{low}, {high}]  n={row['n']}  {', '.join(anchors)}")
-    return lines + [f"{name:<44} not measured: {why}" for name, why in report["not_measured"].items()]
+    for section in report["sections"]:
+        if section.get("measures"):
+            lines.append(section["title"])
+        for row in section.get("measures", []):
+            value, low, high = (figure(row[k], row["unit"]) for k in ("value", "low", "high"))
+            anchors = [
+                f"{w} {figure(row[w], row['unit'])}" for w in ("floor", "ceiling") if row[w] is not None
+            ]
+            anchors += [f"{name} {figure(v, row['unit'])}" for name, v in row["beside"].items()]
+            if row["goal"] is not None:
+                met = "met" if reached(row) else "missed"
+                anchors.append(f"goal {figure(row['goal'], row['unit'])} {met}")
+            interval = f"{value:>8}  [{low}, {high}]"
+            lines.append(f"  {row['name']:<44} {interval}  n={row['n']}  {', '.join(anchors)}")
+    return lines + [f"{name}: not measured: {why}" for name, why in report["not_measured"].items()]

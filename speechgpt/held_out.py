@@ -1,7 +1,7 @@
 """What the figures of held-out speech are measured with: model, rows, judge, and work in batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class HeldOut:
     questions: list[QuestionAnswer]  # of all splits
     split: str
     seed: int
+    _people: dict[Path, str] = field(default_factory=dict, repr=False)
 
     @property
     def sphinx(self) -> bool:
@@ -101,6 +102,13 @@ class HeldOut:
         if corpora:
             return [(row, path) for row, path in said if row.corpus in corpora]
         return [(row, path) for row, path in said if _is_sentence(row)]
+
+    def hear_people(self, rows: Sequence[tuple[Utterance, Path]]) -> list[str]:
+        """What the judge hears in the recordings themselves, of which it hears each once."""
+        new = [(row, path) for row, path in rows if path not in self._people]
+        heard = self.judge.hear_all(waveforms_of(new), SAMPLE_RATE)
+        self._people |= {path: text for (_, path), text in zip(new, heard, strict=True)}
+        return [self._people[path] for _, path in rows]
 
     def draw(self, items: Sequence, count: int) -> list:
         """`count` of them, the same for the same seed, in their own order."""

@@ -99,7 +99,7 @@ def spoken_answers(held: HeldOut, settings: FigureSettings) -> Figure:
     texts = [turn.answer for turn in turns]
     said = say_all(held.model, [turn.units for turn in turns])
     heard = held.judge.hear_all(said, held.model.sample_rate)
-    more, measures, note = said_by_flite(held, texts, settings.goal)
+    more, measures, note = said_by_flite(held, texts, settings.goal, "the same answers by flite's voice slt")
     note = f"{len(turns)} right answers of {len(rows)} orders; judge: {held.judge.name}{note}"
     found = word_measure(
         "word error rate of right spoken answers", texts, heard, held.seed, **more, note=note
@@ -111,7 +111,7 @@ def spoken_answers(held: HeldOut, settings: FigureSettings) -> Figure:
 
 
 def said_by_flite(
-    held: HeldOut, texts: Sequence[str], goal: float | None, name: str = "flite's voice slt, the same texts"
+    held: HeldOut, texts: Sequence[str], goal: float | None, name: str
 ) -> tuple[dict[str, Any], list[Measure], str]:
     """What stands beside a word error rate of speech: its fields, flite's own measure, and what to note."""
     if not held.sphinx:
@@ -141,7 +141,8 @@ def _understood(
     if held.sphinx:
         heard = Pocketsphinx(coffee.any_order_jsgf()).hear_all(waveforms, SAMPLE_RATE)
         found = [coffee.parse(h) == w for h, w in zip(heard, wanted, strict=True)]
-        baseline = [accuracy(GRAMMAR_NAME, found, seed=held.seed, note=_by_level(found, levels))]
+        other = GRAMMAR_NAME + (", in noise" if levels else "")
+        baseline = [accuracy(other, found, seed=held.seed, note=_by_level(found, levels))]
         beside = {GRAMMAR_NAME: baseline[0].value} | beside
     note = _by_level(right, levels)
     measures = (

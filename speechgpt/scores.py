@@ -90,22 +90,27 @@ def resynthesis(
     model: SpeechGPT, rows: list[tuple[Utterance, Path]], judge: Judge, seed: int
 ) -> dict[str, Any]:
     """Encode, decode, judge: no language model, so what is lost here is lost by the units and the vocoder."""
-    measures, shown = resynthesised(model, rows, judge, seed)
+    natural = judge.hear_all([read_audio(path) for _, path in rows], SAMPLE_RATE)
+    measures, shown = resynthesised(model, rows, judge, seed, natural)
     return section("Resynthesis", resynthesis_text(judge), measures, shown)
 
 
 def resynthesised(
-    model: SpeechGPT, rows: list[tuple[Utterance, Path]], judge: Judge, seed: int, goal: float | None = None
+    model: SpeechGPT,
+    rows: list[tuple[Utterance, Path]],
+    judge: Judge,
+    seed: int,
+    heard_naturally: Sequence[str],
+    goal: float | None = None,
 ) -> tuple[list[Measure], dict[str, Any]]:
     """(measures, samples). `goal`: how many times the natural recordings' error rate is still good."""
     texts = [row.text for row, _ in rows]
-    waveforms = [read_audio(path) for _, path in rows]
-    frames = model.encoder.encode(waveforms)  # N of each
+    frames = model.encoder.encode([read_audio(path) for _, path in rows])  # N of each
     true = [model.decode(f) for f in tqdm(frames, "true durations", disable=None)]
     predicted = [model.decode(deduplicated(f)) for f in tqdm(frames, "predicted durations", disable=None)]
     heard = {"true": judge.hear_all(true, model.sample_rate)}
     heard["predicted"] = judge.hear_all(predicted, model.sample_rate)
-    natural = word_measure("natural recordings", texts, judge.hear_all(waveforms, SAMPLE_RATE), seed)
+    natural = word_measure("natural recordings", texts, heard_naturally, seed)
     more: dict[str, Any] = {"ceiling": natural.value, "ceiling_name": "natural recordings"}
     more["goal"] = goal and goal * natural.value
     measures = [natural] + [

@@ -60,8 +60,7 @@ def sentences(held: HeldOut, settings: FigureSettings) -> Figure:
         baseline = []
         if held.sphinx:
             name = f"pocketsphinx on {corpus}"
-            found_too = held.judge.hear_all(waveforms, SAMPLE_RATE)
-            baseline = [word_measure(name, texts, found_too, held.seed)]
+            baseline = [word_measure(name, texts, held.hear_people(some), held.seed)]
             more["beside"] = {name: baseline[0].value}
         speakers = len({row.speaker for row, _ in some if row.speaker})
         more["note"] = f"{speakers} speakers" if speakers > 1 else ""
@@ -81,9 +80,10 @@ def spoken_sentences(held: HeldOut, settings: FigureSettings) -> Figure:
     units = held.model.generator.speak_batch(texts)
     said = [held.model.decode(u) for u in units]
     heard = held.judge.hear_all(said, held.model.sample_rate)
-    natural = held.judge.hear_all(waveforms_of(rows), SAMPLE_RATE)
-    ceiling = word_measure("", texts, natural, held.seed).value
-    more, measures, note = said_by_flite(held, texts, settings.goal)
+    ceiling = word_measure("", texts, held.hear_people(rows), held.seed).value
+    more, measures, note = said_by_flite(
+        held, texts, settings.goal, "the same sentences by flite's voice slt"
+    )
     more |= {"ceiling": ceiling, "ceiling_name": "recordings of the same texts"}
     name, note = "word error rate of spoken sentences", f"judge: {held.judge.name}{note}"
     rate = word_measure(name, texts, heard, held.seed, note=note, **more)
@@ -96,5 +96,6 @@ def spoken_sentences(held: HeldOut, settings: FigureSettings) -> Figure:
 def said_again(held: HeldOut, settings: FigureSettings) -> Figure:
     """Encode and decode, default voice. The goal is how many times the natural error rate is still good."""
     rows = held.draw(needed(held.sentences(settings.corpora), "sentences with a text"), settings.rows)
-    measures, shown = resynthesised(held.model, rows, held.judge, held.seed, settings.goal)
+    natural = held.hear_people(rows)
+    measures, shown = resynthesised(held.model, rows, held.judge, held.seed, natural, settings.goal)
     return Figure("Resynthesis", resynthesis_text(held.judge), tuple(measures), shown)
