@@ -10,7 +10,7 @@ STYLE = """
 --card:#1a2129;--accent:#57c2b8;--band:#234b49}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:64rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
+main{max-width:76rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
 h1{font-size:1.7rem;margin:0 0 .3rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 p{max-width:46rem}.soft{color:var(--soft)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;overflow-x:auto}
@@ -18,8 +18,8 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.55rem .8rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td{border-bottom:0}
 th{font-size:.78rem;text-transform:uppercase;letter-spacing:.04em;color:var(--soft)}
-td.number{white-space:nowrap}td.value{font-weight:650;color:var(--accent)}small{color:var(--soft);display:block}
-.scale{position:relative;height:.55rem;min-width:9rem;background:var(--line);border-radius:4px;margin-top:.5rem}
+td.number{white-space:nowrap}td.value{font-weight:650;color:var(--accent)}small{color:var(--soft);display:block;white-space:normal}
+.scale{position:relative;height:.55rem;min-width:7rem;background:var(--line);border-radius:4px;margin-top:.5rem}
 .scale i{position:absolute;top:0;bottom:0;background:var(--band);border-radius:4px;min-width:3px}
 .scale b{position:absolute;top:-.15rem;bottom:-.15rem;width:3px;background:var(--accent);border-radius:2px}
 .samples td{font-size:.93rem}.wrong{color:#b3412e}
