@@ -43,7 +43,7 @@ MODEL := $(U)/model/speechgpt.json
 $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
-.PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy
+.PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini
 .PHONY: FORCE
 
 help: ## this list
@@ -83,6 +83,11 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 	$(if $(HEARD),,@echo "make listen: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md), or make data first" >&2; exit 2)
 	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(wildcard $(QA_FILE))) \
 	  --device $(DEVICE) --out work/listen/index.html
+
+# The encoder alone takes several GPUs: its steps are those of four processes, the others' those of one.
+mini: ## train the shipped model from scratch, SPEECH=folder, and measure it (TORCHRUN="torchrun --nproc_per_node 4")
+	$(MAKE) --no-print-directory codebook PRESET=mini
+	$(MAKE) --no-print-directory eval PRESET=mini TORCHRUN=
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 	OMP_NUM_THREADS=1 $(MAKE) $(if $(findstring -j,$(MAKEFLAGS)),,-j2) --no-print-directory eval PRESET=toy DEVICE=cpu
@@ -149,7 +154,11 @@ $(TEXTS) $(PROSE_TEXT) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) $
 endif
 $(C)/spoken/manifest.jsonl: $(TEXTS)
 	$(SPEECHGPT) synthesize --sentences $^ --out $(@D)
-$(DATA)/manifest.jsonl: $(C)/spoken/manifest.jsonl $(RECORDED)
+# The encoder disturbs what it hears by itself: the disturbed copies are for those who learn from its units.
+AS_HEARD := $(C)/heard.jsonl
+$(AS_HEARD): $(C)/spoken/manifest.jsonl $(C)/speech/aligned.jsonl
+	$(SPEECHGPT) merge $^ --out $@
+$(DATA)/manifest.jsonl: $(AS_HEARD) $(C)/speech/perturbed/manifest.jsonl
 	$(SPEECHGPT) merge $^ --out $@
 else ifeq ($(PRESET),toy)
 $(DATA)/manifest.jsonl $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml | $(SETUP)
@@ -182,13 +191,14 @@ $(QA_FILE):
 endif
 
 # -- units
+AS_HEARD ?= $(DATA)/manifest.jsonl
 ifeq ($(ENCODER)$(PRESET),speechgpt-7b)
 $(C)/encoder/done.json:
 	@echo "PRESET=speechgpt-7b takes an encoder that exists: give ENCODER=folder (mHuBERT base, Hugging Face layout)" >&2; exit 2
 ENCODED := $(C)/encoder/done.json
 else ifeq ($(ENCODER),)
-$(C)/encoder/done.json: $(C)/config/encoder.yaml $(DATA)/manifest.jsonl
-	$(LAUNCH) pretrain --config $< --manifest $(DATA)/manifest.jsonl $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+$(C)/encoder/done.json: $(C)/config/encoder.yaml $(AS_HEARD)
+	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 ENCODED := $(C)/encoder/done.json
 else
 ENCODED := $(ENCODER)/config.json

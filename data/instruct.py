@@ -84,9 +84,13 @@ def _unusable(row: UnitRow, max_units: int) -> str:
 
 
 def chat_rows(questions: Iterable[QuestionAnswer]) -> Iterator[InstructRow]:
-    """Plain text chats: a question and its answer, no speech."""
+    """Plain text chats: a question and its answer, no speech. What many voices ask is written once."""
+    seen: set[tuple[str, str, str]] = set()
     for row in questions:
         split = row.split or "train"
+        if (split, row.question, row.answer) in seen:
+            continue
+        seen.add((split, row.question, row.answer))
         yield InstructRow(f"{row.id}.chat", "chat", question=row.question, answer=row.answer, split=split)
 
 

@@ -205,22 +205,51 @@ class UnitNoise:
     first: int  # id of unit 0
     count: int  # K
 
-    def apply(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """ids (L,) with their loss mask (L,) to ids (L,), drawn from numpy's state, which runs restore."""
+    def apply(self, ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """ids (L,) with their loss mask (L,) to ids (L,)."""
         heard = ~mask & (ids >= self.first) & (ids < self.first + self.count)
-        wrong = heard & (np.random.random(len(ids)) < self.share)
-        return np.where(wrong, np.random.randint(self.first, self.first + self.count, len(ids)), ids)
+        wrong = heard & (rng.random(len(ids)) < self.share)
+        return np.where(wrong, rng.integers(self.first, self.first + self.count, len(ids)), ids)
 
 
-def collate(
-    rows: list[tuple[np.ndarray, np.ndarray, int]], pad_id: int, noise: UnitNoise | None = None
-) -> dict[str, torch.Tensor]:
+class NoisyRows(Dataset):
+    """Rows by (epoch, row number), with noise drawn from these and the seed: a resumed run sees the same."""
+
+    def __init__(self, rows: TokenRows, noise: UnitNoise, seed: int):
+        self.rows, self.noise, self.seed = rows, noise, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
+        ids, mask, kind = self.rows[place[1]]
+        return self.noise.apply(ids, mask, np.random.default_rng([self.seed, *place])), mask, kind
+
+
+class EpochBatches(Sampler):
+    """The batches of a `LengthBatches`, as lists of (epoch, row number)."""
+
+    def __init__(self, batches: "LengthBatches"):
+        self.batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(self.batches.epoch, row) for row in batch]
+
+
+def collate(rows: list[tuple[np.ndarray, np.ndarray, int]], pad_id: int) -> dict[str, torch.Tensor]:
     """Rows to input_ids (B, L) and labels (B, L), int64, padded on the right."""
     length = -(-max(len(ids) for ids, _, _ in rows) // PAD_MULTIPLE) * PAD_MULTIPLE
     input_ids = np.full((len(rows), length), pad_id, dtype=np.int64)  # B L
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)  # B L
     for i, (ids, mask, _) in enumerate(rows):
-        input_ids[i, : len(ids)] = ids if noise is None else noise.apply(ids, mask)
+        input_ids[i, : len(ids)] = ids
         labels[i, : len(ids)] = np.where(mask, ids, IGNORED)
     return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 

@@ -17,7 +17,16 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from speechgpt.batches import IGNORED, BatchLoader, LengthBatches, TokenRows, UnitNoise, collate
+from speechgpt.batches import (
+    IGNORED,
+    BatchLoader,
+    EpochBatches,
+    LengthBatches,
+    NoisyRows,
+    TokenRows,
+    UnitNoise,
+    collate,
+)
 from speechgpt.data.files import write_json
 from speechgpt.stages import StageConfig
 from speechgpt.vocabulary import Vocabulary
@@ -74,11 +83,13 @@ class StageTrainer(Trainer):
             shuffle=shuffle,
         )
         workers = self.args.dataloader_num_workers if shuffle else 0  # dev rows are few
-        noise = UnitNoise(self.stage.unit_noise, self.vocabulary.base_size, self.vocabulary.num_units)
+        if shuffle and self.stage.unit_noise:
+            noise = UnitNoise(self.stage.unit_noise, self.vocabulary.base_size, self.vocabulary.num_units)
+            rows, batches = NoisyRows(rows, noise, self.stage.seed), EpochBatches(batches)
         return BatchLoader(
             rows,
             batch_sampler=batches,
-            collate_fn=partial(self.data_collator, noise=noise if shuffle and noise.share else None),
+            collate_fn=self.data_collator,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if workers else None,

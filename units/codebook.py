@@ -232,7 +232,8 @@ def sample_features(
         ]
         kept = torch.cat(features)[torch.cat(masks).to(features[0].device)].cpu().numpy()
         for row, mask in zip(batch, masks, strict=True):
-            labels[row.id] = phone_labels(row.phones, len(mask), *place)[mask.numpy()]
+            phones = row.phones if config.method == "phones" else []
+            labels[row.id] = phone_labels(phones, len(mask), *place)[mask.numpy()]
         return np.split(kept, np.cumsum([int(m.sum()) for m in masks])[:-1])
 
     bad = []

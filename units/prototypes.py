@@ -43,6 +43,7 @@ def fit_prototypes(
     """sample (N, D) float32 with classes (N,), all at least 0, to centroids (K, D) float32."""
     if len(sample) < k:
         raise ValueError(f"{len(sample)} labelled frames for {k} centroids; give more audio or a smaller k")
+    labels = np.unique(labels, return_inverse=True)[1]  # parts of phones that nobody says need no centroid
     mean, scale = sample.mean(0), float(sample.std(0).mean()) + 1e-8
     features = (sample - mean) / scale  # one scale for all: distances keep their order
     start, classes = _start(features, labels, share_out(np.bincount(labels), k), seed)

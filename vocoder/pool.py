@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from speechgpt.data.audio import read_audio
+from speechgpt.data.draws import matches
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units
 
 FULL_SCALE = 32_768.0  # int16
@@ -27,6 +28,7 @@ class DataConfig:
     weights: dict[str, float] = field(
         default_factory=dict
     )  # by speaker, else by corpus: how often it is drawn
+    exclude: list[str] = field(default_factory=list)  # patterns of CORPUS/ID of rows to leave out
     max_bad: int = 0  # utterances that may be unusable before it is an error
 
     def __post_init__(self):
@@ -168,9 +170,11 @@ def read_rows(manifest: str | Path, units: str | Path, config: DataConfig, split
                 f"{units}: row {row.id} is not in {manifest}: encode that manifest's audio again"
             )
         row.speaker, row.corpus = utterance.speaker, utterance.corpus
-        if utterance.split in splits and (not config.speakers or utterance.speaker in config.speakers):
-            if row.units:
-                pairs.append((utterance, row))
+        wanted = not config.speakers or utterance.speaker in config.speakers
+        if matches(f"{utterance.corpus}/{utterance.id}", config.exclude):
+            wanted = False
+        if wanted and utterance.split in splits and row.units:
+            pairs.append((utterance, row))
     return pairs
 
 

@@ -78,7 +78,11 @@ def test_command(tmp_path):
     write_units(units, [*unit_rows(), silent])
     write_jsonl(
         chat,
-        [{"question": "q?", "answer": "a."}, {"id": "c", "question": "q", "answer": "a", "split": "test"}],
+        [
+            {"question": "q?", "answer": "a."},
+            {"id": "c", "question": "q", "answer": "a", "split": "test"},
+            {"id": "another voice asks", "question": "q", "answer": "a", "split": "test"},
+        ],
     )
     stage1, dev, lines = tmp_path / "train.txt", tmp_path / "dev.txt", tmp_path / "published.jsonl"
     command = ["--units", str(units), "--out", str(out), "--chat", str(chat), "--stage1", str(stage1)]

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.batches import IGNORED, LengthBatches, TokenRows, UnitNoise, collate, pack
+from speechgpt.batches import (
+    IGNORED,
+    EpochBatches,
+    LengthBatches,
+    NoisyRows,
+    TokenRows,
+    UnitNoise,
+    collate,
+    pack,
+)
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, write_chain, write_instruct
 from speechgpt.data.files import write_text
 from speechgpt.data.published import PREFIX, write_published
@@ -161,16 +170,19 @@ def test_collate_pads_on_the_right_and_puts_loss_on_the_mask_alone():
     assert (batch["labels"][1] == IGNORED).all()
 
 
-def test_unit_noise_touches_only_units_that_are_heard():
+def test_unit_noise_touches_only_units_that_are_heard_and_depends_on_epoch_and_row_alone():
     ids = np.concatenate([[1, 2], np.arange(100, 1100), [3], np.arange(100, 1100)])  # units are 100 to 1099
     mask = np.arange(len(ids)) > 1002
-    np.random.seed(0)
-    batch = collate([(ids, mask, 0)], pad_id=0, noise=UnitNoise(0.2, 100, 1000))
-    found = batch["input_ids"][0, : len(ids)].numpy()
+    rows = NoisyRows(TokenRows.join([(ids, mask, "asr")] * 2), UnitNoise(0.2, 100, 1000), seed=1)
+    found, kept, _ = rows[(0, 1)]
     changed = found != ids
     assert 0.15 < changed[2:1002].mean() < 0.25 and changed.sum() == changed[2:1002].sum()
-    assert found.min() >= 1 and found[2:1002].min() >= 100 and found.max() < 1100
-    assert (batch["labels"][0, : len(ids)].numpy()[mask] == ids[mask]).all()
+    assert found[2:1002].min() >= 100 and found.max() < 1100 and (kept == mask).all()
+    assert (found == rows[(0, 1)][0]).all()
+    assert (found != rows[(1, 1)][0]).any() and (found != rows[(0, 0)][0]).any()
+    batches = EpochBatches(LengthBatches(rows.rows.lengths, rows=2))
+    batches.set_epoch(3)
+    assert sorted(*batches) == [(3, 0), (3, 1)]
 
 
 # Rows
@@ -302,7 +314,7 @@ def test_a_wrong_config_is_one_clear_line(world, tmp_path, settings, message):
     ("stage", "data", "more"),
     [
         (1, "units.jsonl", {"max_length": 32}),
-        (2, "instruct.jsonl", {"batch_tokens": 256}),
+        (2, "instruct.jsonl", {"batch_tokens": 128, "unit_noise": 0.3}),
         (3, "chain.jsonl", {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}, "max_length": 128}),
     ],
 )

@@ -82,6 +82,9 @@ def test_reading_a_corpus(corpus):
     assert len(read_rows(manifest, units, config, ["dev"])) == 2
     pairs = read_rows(manifest, units, DataConfig(speakers=["ann"]), ["train"])
     assert [row.speaker for _, row in pairs] == ["ann"] * 3
+    first = f"{pairs[0][0].corpus}/{pairs[0][0].id}"
+    kept = read_rows(manifest, units, DataConfig(speakers=["ann"], exclude=[first]), ["train"])
+    assert [row.id for _, row in kept] == [row.id for _, row in pairs[1:]]
     rows = load_rows(pairs, manifest, HOP, 16_000, config)
     assert all(len(w) == sum(r.durations) * HOP for r, w in rows)
 
