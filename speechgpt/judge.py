@@ -51,7 +51,7 @@ class Pocketsphinx:
             self._decoder.activate_search("grammar")
 
     def hear(self, waveform: np.ndarray, sample_rate: int) -> str:
-        """(T,) float32 at `sample_rate` to normalised words, "" when nothing is heard."""
+        """(T,) float32 at `sample_rate` to normalised words, "" for none, whatever it heard before."""
         if not len(waveform):
             return ""  # of a model that said nothing
         heard = resample(waveform, sample_rate, SAMPLE_RATE)
@@ -60,6 +60,7 @@ class Pocketsphinx:
             quiet = round(QUIET_SECONDS * SAMPLE_RATE)
             noise = np.random.default_rng(0).standard_normal(len(heard) + 2 * quiet)
             heard = np.clip(np.pad(heard, quiet) + QUIET * noise, -1, 1)
+        self._decoder.reinit_feat()  # else its estimate of the noise goes on from the recording before
         self._decoder.start_utt()
         self._decoder.process_raw((heard * 32767).astype("<i2").tobytes(), full_utt=True)
         self._decoder.end_utt()
@@ -79,7 +80,7 @@ class Pocketsphinx:
 
 
 def _hear_chunk(work: tuple[int, str, Sequence[np.ndarray], int]) -> tuple[int, list[str]]:
-    """A decoder of its own for each chunk: it learns the channel as it goes."""
+    """One decoder for the chunk, since making it takes as long as hearing a recording."""
     first, jsgf, waveforms, sample_rate = work
     judge = Pocketsphinx(jsgf)
     return first, [judge.hear(waveform, sample_rate) for waveform in waveforms]

@@ -220,6 +220,32 @@ def test_the_judge_hears_each_recording_once(corpus):
     assert held.hear_people([rows[2], rows[0]])[1] == first[0] and len(heard) == 3
 
 
+@pytest.mark.parametrize("grammar", ["", word_figures.DIGIT_JSGF])
+def test_pocketsphinx_hears_each_recording_alone(grammar):
+    pytest.importorskip("pocketsphinx")
+    rng = np.random.default_rng(0)
+    clips = [babbled(rng, noise=10 ** (-0.5 * number)) for number in range(6)]
+    heard = [Pocketsphinx(grammar).hear(clip, 16_000) for clip in clips]
+    assert len(set(heard)) > 3
+    for order in (range(6), range(6)[::-1], rng.permutation(6)):
+        judge = Pocketsphinx(grammar)
+        assert {n: judge.hear(clips[n], 16_000) for n in order} == dict(enumerate(heard))
+
+
+def babbled(rng, noise):
+    """(T,) float32: bursts of noise and vowels of a speaker without words, and noise over all of it."""
+    moment = np.arange(3200) / 16_000
+    parts = []
+    for _ in range(4):
+        formants = rng.uniform([300, 900, 2400], [800, 2300, 3000])
+        tones = [110 * n for n in range(1, 60)]
+        loud = [sum(1 / (1 + ((tone - formant) / 90) ** 2) for formant in formants) for tone in tones]
+        vowel = sum(a * np.sin(2 * np.pi * tone * moment) for a, tone in zip(loud, tones, strict=True))
+        parts += [0.3 * rng.random() * rng.standard_normal(1600), vowel * np.hanning(3200)]
+    clip = np.concatenate(parts)
+    return (clip + noise * rng.standard_normal(len(clip))).astype(np.float32)
+
+
 def test_pocketsphinx_hears_alike_whatever_the_processes(monkeypatch, tmp_path):
     pytest.importorskip("pocketsphinx")
     if shutil.which("flite") is None:
