@@ -77,8 +77,10 @@ def main(argv: list[str]) -> int:
     sections += _turn_sections(model, judge, rows, questions, config)
     sections += _unit_sections(model, units, stages, args.unit_quality, config, args.device)
     if not sections:
+        reasons = "".join(f"; {name}: {why}" for name, why in missing.items())
         raise ValueError(
             f"nothing to score: no rows of split {config.split!r} with a text, no unit rows, no questions"
+            + reasons
         )
     if missing:
         sections.append(

@@ -97,9 +97,18 @@ class HeldOut:
         return [(row, path) for row, path in self.held if row.corpus in DIGIT_CORPORA]
 
     def sentences(self, corpora: Sequence[str]) -> list[tuple[Utterance, Path]]:
-        """Rows with a text, of these corpora; where none is named all but orders, digits and questions."""
+        """Rows with a text, of these corpora; where none is named all but orders, digits and questions.
+
+        Raises NotMeasuredError for a named corpus without such rows.
+        """
         said = [(row, path) for row, path in self.held if normalise(row.text)]
         if corpora:
+            there = {row.corpus for row, _ in said}
+            if absent := [corpus for corpus in corpora if corpus not in there]:
+                raise NotMeasuredError(
+                    f"no rows with a text of corpus {', '.join(absent)} in split {self.split!r} of the "
+                    f"manifests; corpora there: {', '.join(sorted(filter(None, there))) or 'none'}"
+                )
             return [(row, path) for row, path in said if row.corpus in corpora]
         return [(row, path) for row, path in said if _is_sentence(row)]
 

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,16 @@ def noisy_orders(held: HeldOut, settings: FigureSettings) -> Figure:
     `corpora` are those that talk in the background.
     """
     rows = held.draw(needed(held.orders, "recorded orders"), settings.rows)
+    behind, who = _background(held, settings.corpora)
     waveforms = waveforms_of(rows)
     wanted = [order_slots(row) for row, _ in rows]
     clean = _right(answer_all(held.model, waveforms), wanted)
     rng = np.random.default_rng(held.seed)
     levels = [LEVELS[i % len(LEVELS)] for i in rng.permutation(len(rows))]
-    voices, who = _voices(held, settings.corpora)
-    noisy = [add_babble(w, voices, level, rng) for w, level in zip(waveforms, levels, strict=True)]
+    noisy = [
+        add_babble(waveform, [voice for at, voice in behind if at != path], level, rng)
+        for (_, path), waveform, level in zip(rows, waveforms, levels, strict=True)
+    ]
     more = {"ceiling": float(np.mean(clean)), "ceiling_name": "the same orders without noise"}
     name = "noisy orders with every slot right"
     measures, shown = _understood(
@@ -114,13 +118,13 @@ def said_by_flite(
     held: HeldOut, texts: Sequence[str], goal: float | None, name: str
 ) -> tuple[dict[str, Any], list[Measure], str]:
     """What stands beside a word error rate of speech: its fields, flite's own measure, and what to note."""
-    if not held.sphinx:
-        return {}, [], ""
-    if shutil.which("flite") is None:
-        return {}, [], "; nothing beside it: flite is not installed"
+    lacking = "" if held.sphinx else f"the judge is {held.judge.name}"
+    lacking = lacking or ("" if shutil.which("flite") else "flite is not installed")
+    if lacking:
+        return {}, [], f"; {'nothing beside it' if goal is None else 'goal not applied'}: {lacking}"
     waveforms = [flite_says(normalise(t)) for t in texts]
     flite = word_measure(name, texts, held.judge.hear_all(waveforms, SAMPLE_RATE), held.seed)
-    return {"beside": {name: flite.value}, "goal": goal and goal * flite.value}, [flite], ""
+    return {"beside": {name: flite.value}, "goal": None if goal is None else goal * flite.value}, [flite], ""
 
 
 def _understood(
@@ -173,10 +177,19 @@ def _commonest(held: HeldOut, wanted: Sequence[dict[str, str]]) -> dict[str, Any
     return {"floor": float(np.mean(found)), "floor_name": COMMONEST}
 
 
-def _voices(held: HeldOut, corpora: Sequence[str]) -> tuple[list[np.ndarray], str]:
-    """Recordings to talk in the background, and whose they are: held-out sentences, else the orders."""
+def _background(held: HeldOut, corpora: Sequence[str]) -> tuple[list[tuple[Path, np.ndarray]], str]:
+    """Recordings to talk behind orders, and whose they are: held-out sentences, else other orders.
+
+    At least `VOICES`, without the order that they talk behind.
+    """
     chosen = held.draw(held.sentences(corpora) or held.orders, BACKGROUND)
-    return waveforms_of(chosen), _whose([row for row, _ in chosen])
+    who, own = _whose([row for row, _ in chosen]), {path for _, path in held.orders}
+    spare = int(any(path in own for _, path in chosen))
+    if len(chosen) < VOICES + spare:
+        raise NotMeasuredError(
+            f"{VOICES} recordings talk behind an order; {len(chosen) - spare} other of {who} are there"
+        )
+    return [(path, waveform) for (_, path), waveform in zip(chosen, waveforms_of(chosen), strict=True)], who
 
 
 def _whose(rows: Sequence[Utterance]) -> str:

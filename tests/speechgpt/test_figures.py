@@ -2,21 +2,23 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
+from speechgpt import cost_figures, order_figures, word_figures
 from speechgpt import judge as judges
-from speechgpt import word_figures
-from speechgpt.babble import LOUDEST, add_babble, babble, loudest
+from speechgpt.answers import Turn
+from speechgpt.babble import LOUDEST, VOICES, add_babble, babble, loudest
 from speechgpt.cli import main
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.qa_file import QuestionAnswer
 from speechgpt.data.questions import UNKNOWN_ANSWER
 from speechgpt.data.rows import Utterance, write_manifest
 from speechgpt.figures import FIGURES, read_figures
-from speechgpt.held_out import FigureSettings, HeldOut, wrong_first
+from speechgpt.held_out import FigureSettings, HeldOut, NotMeasuredError, wrong_first
 from speechgpt.judge import Pocketsphinx, SelfJudge
 from speechgpt.measures import accuracy, bootstrap, measure, median
 from speechgpt.question_figures import kind_of
@@ -24,6 +26,7 @@ from speechgpt.report_page import figure, reached, render
 
 LATTE = "coffeeDrink=latte; size=large"
 MOCHA = "coffeeDrink=mocha"
+NUMBERS = ("one", "two", "three", "four", "five")
 ROWS = [  # id, corpus, text, split, slots
     ("o1", "coffee", "give me a large latte", "train", LATTE),
     ("o2", "coffee", "i want a large latte", "train", LATTE),
@@ -38,6 +41,7 @@ ROWS = [  # id, corpus, text, split, slots
     ("talk.name.3.q", "asked", "what is three plus four", "test", ""),
     ("talk.name.0.q", "asked", "see moo", "train", ""),
     ("unknown.1.q", "asked", "say the word see after me", "test", ""),
+    *((f"s{number}", "reader", f"men lean {word}", "test", "") for number, word in enumerate(NUMBERS, 4)),
 ]
 QA = [
     {"id": "talk.name.0", "question": "see moo", "answer": "seven", "split": "train"},
@@ -85,6 +89,7 @@ def test_every_figure_is_measured_or_says_why(evaluated):
 
 def test_figures_stand_between_floor_and_ceiling(evaluated):
     rows = {m["name"]: m for s in evaluated["sections"] for m in s.get("measures", [])}
+    sections = {section["title"]: section for section in evaluated["sections"]}
     orders = rows["orders with every slot right"]
     assert orders["n"] == 2 and orders["goal"] == 0.5
     assert orders["floor"] == 0.5  # the latte is the train split's commonest, and one of two
@@ -99,7 +104,10 @@ def test_figures_stand_between_floor_and_ceiling(evaluated):
     assert rows["word error rate of spoken sentences"]["ceiling_name"] == "recordings of the same texts"
     natural = rows["natural recordings"]["value"]
     assert rows["units with true durations"]["goal"] == pytest.approx(0.5 * natural)
-    assert rows["first sound after the question's end"]["value"] <= rows["the whole answer"]["value"]
+    spoken = rows["word error rate of spoken sentences"]
+    assert spoken["goal"] is None and "goal not applied: the judge is self" in spoken["note"]
+    assert [m["name"] for m in sections["A turn's time"]["measures"]] == ["whole answer spoken"]
+    assert rows["whole answer spoken"]["goal"] == 0.5
     assert rows["all weights"]["unit"] == "MB" and rows["all weights"]["value"] > 0
 
 
@@ -112,6 +120,64 @@ def test_a_figure_without_its_data_says_so(corpus, tiny_model, tmp_path, capsys)
     assert "no recorded orders" in missing["orders"] and "--qa" in missing["questions"]
     assert all(f"{name}: not measured: {why}" in printed for name, why in missing.items())
     assert "no recorded orders" in (tmp_path / "report.html").read_text()
+
+
+def test_where_nothing_is_measured_every_reason_is_said(corpus, tiny_model, tmp_path, capsys):
+    (tmp_path / "eval.yaml").write_text(
+        "judge: self\nunit_rows: 0\nturn_rows: 0\nasr_rows: 0\ntts_rows: 0\nresynthesis_rows: 0\n"
+        "figures: {orders: {}, noisy_orders: {}, sentences: {corpora: [nobody]}}\n"
+    )
+    given = ["--model", tiny_model, "--manifest", corpus / "sentences.jsonl", "--out", tmp_path / "out"]
+    assert main(["eval", "--config", *map(str, [tmp_path / "eval.yaml", *given])]) == 2
+    said = capsys.readouterr().err
+    assert "nothing to score" in said and "orders: the manifests have no recorded orders" in said
+    assert "noisy_orders: the" in said and "sentences: no rows with a text of corpus nobody" in said
+
+
+def test_a_turn_lasts_until_its_whole_answer_is_spoken(corpus):
+    totals = iter([9.0, 0.3, 0.5, 0.4])  # the first warms the model up
+
+    def reply(waveform):
+        timings = {"first_sound": 0.1, "total": next(totals)}
+        return SimpleNamespace(timings=timings, waveform=np.zeros(24_000), sample_rate=16_000)
+
+    config = SimpleNamespace(max_question_seconds=9.0)
+    model = SimpleNamespace(reply=reply, device="cpu", model_dir=SimpleNamespace(config=config))
+    model.warm_up = lambda: model
+    rows = [(Utterance("s1", "s1.wav", 1.0, split="test"), corpus / "s1.wav")]
+    held = HeldOut(model, SelfJudge(lambda _: ""), rows, [], "test", 0)
+    (found,) = cost_figures.turn_time(held, FigureSettings(3, goal=0.5)).measures
+    assert (found.name, found.value, found.n, found.goal) == ("whole answer spoken", 0.4, 3, 0.5)
+    assert found.low == 0.3 and found.high == 0.5 and "answer 1.50 s" in found.note
+
+
+def babble_behind(folder, make_tone, count, monkeypatch):
+    """The voices behind each of `count` orders, where nothing but orders is held out."""
+    rows = []
+    for number in range(count):
+        soundfile.write(folder / f"{number}.wav", make_tone(0.6, 100 + 15 * number), 16_000)
+        row = Utterance(f"o{number}", f"{number}.wav", 0.6, "a", "coffee", "", "test", MOCHA)
+        rows.append((row, folder / f"{number}.wav"))
+    behind = []
+    monkeypatch.setattr(order_figures, "answer_all", lambda model, waveforms, out="text": [Turn()] * count)
+    monkeypatch.setattr(order_figures, "add_babble", lambda w, voices, *_: behind.append((w, voices)) or w)
+    model = SimpleNamespace(model_dir=SimpleNamespace(config=SimpleNamespace(max_question_seconds=9.0)))
+    held = HeldOut(model, SelfJudge(lambda _: ""), rows, [], "test", 0)
+    order_figures.noisy_orders(held, FigureSettings(count))
+    return behind
+
+
+def test_no_order_talks_behind_itself(tmp_path, make_tone, monkeypatch):
+    behind = babble_behind(tmp_path, make_tone, VOICES + 1, monkeypatch)
+    assert len(behind) == VOICES + 1
+    for waveform, voices in behind:
+        assert len(voices) == VOICES
+        assert not any(np.array_equal(waveform, voice) for voice in voices)
+
+
+def test_too_few_voices_are_no_babble(tmp_path, make_tone, monkeypatch):
+    with pytest.raises(NotMeasuredError, match=f"{VOICES} recordings talk behind an order; {VOICES - 1}"):
+        babble_behind(tmp_path, make_tone, VOICES, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +269,10 @@ def test_held_out_rows_are_sorted_by_what_they_hold(corpus, tiny_model):
     held = HeldOut(model, SelfJudge(lambda _: ""), every, [], "test", 0)
     assert [row.id for row, _ in held.orders] == ["o4", "o5"]
     assert [row.id for row, _ in held.digits] == ["d1", "d2"]
-    assert [row.id for row, _ in held.sentences(())] == ["s1", "s2", "s3"]
+    assert [row.id for row, _ in held.sentences(())] == [f"s{number}" for number in range(1, 9)]
     assert [row.id for row, _ in held.sentences(["other"])] == ["s3"]
+    with pytest.raises(NotMeasuredError, match="of corpus nobody, readers in split 'test'.*: asked, coffee"):
+        held.sentences(["nobody", "reader", "readers"])
 
 
 def test_the_judge_hears_each_recording_once(corpus):
