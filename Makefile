@@ -78,10 +78,12 @@ talk: | $(SETUP) ## answer the recording IN=question.wav into the folder OUT=wor
 	$(SPEECHGPT) talk "$(IN)" --model "$(TALKER)" --device $(DEVICE) --out-dir "$(or $(OUT),work/answers)"
 
 # SPEECH, where it is given; else what the preset has read or made, as it is: listening makes no corpus.
+# The preset's own questions are no questions of SPEECH.
+LISTEN_QA = $(or $(QA),$(if $(SPEECH),,$(wildcard $(QA_FILE))))
 HEARD := $(if $(SPEECH),$(C)/speech/split.jsonl,$(wildcard $(DATA)/manifest.jsonl $(C)/qa/spoken/manifest.jsonl))
 listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses, answers: work/listen/index.html
 	$(if $(HEARD),,@echo "make listen: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md), or make data first" >&2; exit 2)
-	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(wildcard $(QA_FILE))) \
+	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(LISTEN_QA)) \
 	  --device $(DEVICE) --out work/listen/index.html
 
 # The encoder alone takes several GPUs: its steps are those of four processes, the others' those of one.
@@ -119,8 +121,12 @@ SPLIT_speechocean762 := --dev 0.04 --test 0.08
 SPLIT_coffee := --dev 0.05 --test 0.2 --unknown text
 SPLIT_digits := --dev 0 --test 0.25 --share-text digits
 $(C)/speech/%.split.jsonl: $(C)/speech/read.jsonl
-	$(SPEECHGPT) split --manifest $< --only $* --seed 1 $(SPLIT_$*) --out $@
-$(C)/speech/split.jsonl: $(addprefix $(C)/speech/,$(addsuffix .split.jsonl,coffee digits kathleen speechocean762))
+	$(SPEECHGPT) split --manifest $< --only $* --seed 1 $(or $(SPLIT_$*),$(SPLIT_OPTIONS)) --out $@
+# Those of mini's four that the table names; where it names none of them, all its corpora.
+NAMED := $(sort $(shell tr -d '\r' 2>/dev/null < $(SPEECH)/manifest.tsv | awk -F'\t' \
+  'NR == 1 {for (i = 1; i <= NF; i++) if ($$i == "corpus") c = i; next} c && $$c {print $$c}'))
+SPOKEN := $(or $(filter coffee digits kathleen speechocean762,$(NAMED)),$(NAMED),tsv)
+$(C)/speech/split.jsonl: $(SPOKEN:%=$(C)/speech/%.split.jsonl)
 	$(SPEECHGPT) merge $^ --out $@
 endif
 ifneq ($(READER),)

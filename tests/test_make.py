@@ -174,6 +174,49 @@ def test_listening_needs_recordings_and_no_corpus(house):
     assert "give SPEECH=folder" in make(house, "listen", "PRESET=own", "CORPUS=unheard", code=2)
 
 
+def test_what_people_say_is_no_question_of_the_presets(house):
+    """The toy has a question-answer file of its own; --qa is for those of the recordings."""
+    own = house / "work" / "toy" / "asked" / "data"
+    own.mkdir(parents=True)
+    for path in (own / "qa.jsonl", own / "manifest.jsonl", house / "mine.jsonl"):
+        path.touch()
+    toy = ["listen", "PRESET=toy", "CORPUS=asked"]
+    assert "--qa work/toy/asked/data/qa.jsonl" in planned(house, *toy)[-1]
+    (house / "people").mkdir()
+    (house / "people" / "manifest.tsv").touch()
+    assert "--qa" not in planned(house, *toy, "SPEECH=people")[-1]
+    assert "--qa mine.jsonl" in planned(house, *toy, "SPEECH=people", "QA=mine.jsonl")[-1]
+
+
+SPLIT_OF_MINI = [
+    "coffee --seed 1 --dev 0.05 --test 0.2 --unknown text",
+    "digits --seed 1 --dev 0 --test 0.25 --share-text digits",
+    "kathleen --seed 1 --dev 0.04 --test 0.06",
+    "speechocean762 --seed 1 --dev 0.04 --test 0.08",
+]
+
+
+@pytest.mark.parametrize(
+    ("named", "split"),
+    [
+        ("digits librispeech kathleen speechocean762 coffee kathleen", SPLIT_OF_MINI),
+        ("kathleen librispeech digits", SPLIT_OF_MINI[1:3]),
+        ("friends", ["friends --seed 1 --unknown text"]),
+    ],
+)
+def test_recordings_are_split_by_the_corpora_that_are_there(house, named, split):
+    folder = house / f"some {len(split)}".replace(" ", "")
+    folder.mkdir()
+    rows = [f"{n}\t{n}.wav\t{corpus}\r\n" for n, corpus in enumerate(named.split())]
+    (folder / "manifest.tsv").write_text("id\tpath\tcorpus\r\n" + "".join(rows))
+    plan = planned(house, "listen", "PRESET=toy", f"CORPUS={folder.name}", f"SPEECH={folder.name}")
+    found = [line for line in plan if line.startswith("speechgpt split")]
+    assert [line.partition("--only ")[2].partition(" --out")[0] for line in found] == split
+    (merged,) = [line for line in plan if line.startswith("speechgpt merge")]
+    parts = [f"work/toy/{folder.name}/speech/{each.split()[0]}.split.jsonl" for each in split]
+    assert merged == f"speechgpt merge {' '.join(parts)} --out work/toy/{folder.name}/speech/split.jsonl"
+
+
 def test_what_is_missing_is_said(house):
     assert "give READER= and ROOT=" in make(house, "data", "PRESET=speechgpt-7b", "CORPUS=none", code=2)
     assert "give QA=file.jsonl" in make(house, "work/toy/own/qa.jsonl", "CORPUS=own", "READER=tsv", code=2)
