@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt.data import coffee
 from speechgpt.data.audio import SAMPLE_RATE, read_audio
 from speechgpt.data.draws import draw_some
 from speechgpt.data.qa_file import QuestionAnswer
@@ -18,6 +17,7 @@ from speechgpt.data.text_normal import normalise
 from speechgpt.judge import Judge, Pocketsphinx
 from speechgpt.measures import Measure
 from speechgpt.pipeline import SpeechGPT, deduplicated
+from speechgpt.right_answers import order_slots
 from speechgpt.scores import samples, section
 
 BATCH_SECONDS = 30.0  # padded audio that the encoder takes at once
@@ -127,14 +127,6 @@ class HeldOut:
 def _is_sentence(row: Utterance) -> bool:
     asked = ".q" in row.id[-2:] or ".a" in row.id[-2:] or ".q." in row.id or ".a." in row.id
     return not (asked or row.slots or row.corpus in DIGIT_CORPORA)
-
-
-def order_slots(row: Utterance) -> dict[str, str]:
-    """The slots of a recorded order; {} where the row is none."""
-    try:
-        return coffee.parse_slots(row.slots) if row.slots else {}
-    except ValueError:
-        return {}  # slots of another task
 
 
 def needed(rows: list, what: str) -> list:

@@ -1,7 +1,7 @@
-"""`speechgpt listen`: an HTML page of held-out recordings, their resyntheses and answers, side by side.
+"""`speechgpt listen`: an HTML page of recordings, their resyntheses and answers, side by side.
 
-The page holds everything itself (sound as MP3, pictures as WebP), so that it can be sent as it is. The same
-rows are drawn for the same seed, in turn from every corpus.
+They are held out, unless --split says train. The page holds everything itself (sound as MP3, pictures as
+WebP), so that it can be sent as it is. The same rows are drawn for the same seed, in turn from every corpus.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from speechgpt.data.files import write_text
 from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.questions import recorded_answer
 from speechgpt.data.rows import Utterance, read_manifest
-from speechgpt.data.text_normal import ONES, normalise
+from speechgpt.data.text_normal import normalise
 from speechgpt.judge import word_errors
 from speechgpt.listen_page import Clip, Item, Line, Section, render
 from speechgpt.model_dir import find_model
 from speechgpt.picture import draw_sound
+from speechgpt.right_answers import is_right, order_slots
 
 ROWS = 10  # items of a section
 LONGEST = 15.0  # seconds of a recording; longer ones would make the page large
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
     ]
     sections = [section for section in sections if section.items]
     facts = {"model": model_dir.config.name, "split": args.split, "seed": args.seed}
-    write_text(args.out, render(f"{model_dir.config.name}: listen", facts, sections))
+    whose = "Recordings of the train split" if args.split == "train" else "Held-out recordings"
+    write_text(args.out, render(f"{model_dir.config.name}: listen", facts, sections, whose))
     for section in sections:
         emit(f"{section.title:<13}{len(section.items)} items{f', {section.summary}' * bool(section.summary)}")
     emit(f"{args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
-        "listen", "Writes one HTML page: held-out recordings, and what a model makes of them."
+        "listen", "Writes one HTML page: recordings of a split, and what a model makes of them."
     )
     add = parser.add_argument
     add("--manifest", type=Path, nargs="+", required=True, metavar="MANIFEST", help="recordings (JSON lines)")
@@ -132,16 +134,6 @@ def right_answers(rows: Sequence[Utterance], questions: Sequence[QuestionAnswer]
     return known
 
 
-def is_right(row: Utterance, expected: str, answer: str) -> bool:
-    """An order's answer holds exactly its slots, a digit's this digit alone; others are compared by word."""
-    if slots := coffee.parse(expected) if row.slots else {}:
-        return coffee.parse(answer) == slots
-    words, wanted = normalise(answer).split(), normalise(expected).split()
-    if recorded_answer(row, normalise(row.text)):
-        words, wanted = ([word for word in of if word in ONES] for of in (words, wanted))
-    return words == wanted
-
-
 # ---- the sections ------------------------------------------------------------------------------------------
 
 
@@ -161,8 +153,8 @@ def turns(model, rows: Sequence[Held], expected: Mapping[str, str], seed: int) -
     known = [line.right for item in items for line in item.lines if line.right is not None]
     text = (
         "A recording, what the model heard, what it answers in writing, and what it says. The mark is the "
-        "written answer's: an order is right when every slot of it is, and nothing else; whether the voice "
-        "says what is written is for you to hear."
+        "written answer's: an order is right when every slot of it is, and nothing else, other answers word "
+        "for word; whether the voice says what is written is for you to hear."
     )
     summary = f"{sum(known)} of {len(known)} answered right" if known else ""
     return Section("Turns", text, items, summary)
@@ -170,10 +162,8 @@ def turns(model, rows: Sequence[Held], expected: Mapping[str, str], seed: int) -
 
 def _meaning(row: Utterance) -> str:
     """An order's slots in words, where its own are not known; other slots as they are."""
-    try:
-        return coffee.phrase(coffee.parse_slots(row.slots))
-    except ValueError:
-        return row.slots
+    slots = order_slots(row)
+    return coffee.phrase(slots) if slots else row.slots
 
 
 def resynthesis(model, rows: Sequence[Held]) -> Section:
@@ -245,7 +235,7 @@ def _clip(name: str, waveform: np.ndarray, rate: int, span: float) -> Clip:
 
 
 def level(waveform: np.ndarray) -> np.ndarray:
-    """(T,) as loud as all others, so that nothing sounds better because it is louder."""
+    """(T,) as loud as the others, as far as its peak allows: nothing shall sound better for being louder."""
     peak = float(np.abs(waveform).max(initial=0.0))
     power = float(np.sqrt(np.mean(np.square(waveform)))) if peak else 1.0
     return waveform * min(LOUDNESS / power, PEAK / peak if peak else 1.0)

@@ -58,13 +58,14 @@ class Section:
     summary: str = ""
 
 
-def render(title: str, facts: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """The whole page."""
+def render(title: str, facts: Mapping[str, Any], sections: Sequence[Section], whose: str) -> str:
+    """The whole page. `whose` recordings they are: how its first sentence begins."""
     links = "".join(f"<a href='#{escape(s.title)}'>{escape(s.title)}</a>" for s in sections)
     intro = (
-        f"<nav>{links}</nav><p>Held-out recordings and what the model makes of them. All clips are equally "
-        "loud. A picture shows the waveform and, from 0&nbsp;Hz up, the spectrogram; those of an item share "
-        "one time axis. A few rows say how it sounds; how good it is on all of them, an evaluation says.</p>"
+        f"<nav>{links}</nav><p>{escape(whose)}, and what the model makes of them. All clips are equally "
+        "loud, but for those whose peaks do not let them be. A picture shows the waveform and, from "
+        "0&nbsp;Hz up, the spectrogram; those of an item share one time axis. A few rows say how it sounds; "
+        "how good it is on all of them, an evaluation says.</p>"
     )
     return document(title, facts, intro + "".join(_section(section) for section in sections), STYLE)
 

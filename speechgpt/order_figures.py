@@ -21,13 +21,13 @@ from speechgpt.held_out import (
     answer_all,
     answer_typed,
     needed,
-    order_slots,
     say_all,
     waveforms_of,
     wrong_first,
 )
 from speechgpt.judge import Pocketsphinx
 from speechgpt.measures import Measure, accuracy
+from speechgpt.right_answers import has_slots, order_slots, same_words
 from speechgpt.scores import flite_says, word_measure
 
 BACKGROUND = 50  # recordings that the voices behind an order are drawn from
@@ -56,7 +56,7 @@ def orders(held: HeldOut, settings: FigureSettings) -> Figure:
     more: dict[str, Any] = {}
     if all(row.text for row, _ in rows):
         typed = answer_typed(held.model, [row.text for row, _ in rows])
-        right = [coffee.parse(t) == w for t, w in zip(typed, wanted, strict=True)]
+        right = [has_slots(t, w) for t, w in zip(typed, wanted, strict=True)]
         more = {"ceiling": float(np.mean(right)), "ceiling_name": "the same orders, typed"}
     name = "orders with every slot right"
     measures, shown = _understood(held, name, waveforms, wanted, settings.goal, **more)
@@ -109,7 +109,7 @@ def spoken_answers(held: HeldOut, settings: FigureSettings) -> Figure:
         "word error rate of right spoken answers", texts, heard, held.seed, **more, note=note
     )
     text = "Orders answered aloud; what the judge hears of the right answers, against their own text."
-    alike = [normalise(t) == h for t, h in zip(texts, heard, strict=True)]
+    alike = [same_words(t, h) for t, h in zip(texts, heard, strict=True)]
     shown = wrong_first(alike, ["answered", "the judge heard"], texts, heard)
     return Figure("Spoken answers", text, (found, *measures), shown)
 
@@ -144,7 +144,7 @@ def _understood(
     beside = dict(beside or {})
     if held.sphinx:
         heard = Pocketsphinx(coffee.any_order_jsgf()).hear_all(waveforms, SAMPLE_RATE)
-        found = [coffee.parse(h) == w for h, w in zip(heard, wanted, strict=True)]
+        found = [has_slots(h, w) for h, w in zip(heard, wanted, strict=True)]
         other = GRAMMAR_NAME + (", in noise" if levels else "")
         baseline = [accuracy(other, found, seed=held.seed, note=_by_level(found, levels))]
         beside = {GRAMMAR_NAME: baseline[0].value} | beside
@@ -160,7 +160,7 @@ def _understood(
 
 
 def _right(turns: Sequence, wanted: Sequence[dict[str, str]]) -> list[bool]:
-    return [coffee.parse(turn.answer) == slots for turn, slots in zip(turns, wanted, strict=True)]
+    return [has_slots(turn.answer, slots) for turn, slots in zip(turns, wanted, strict=True)]
 
 
 def _commonest(held: HeldOut, wanted: Sequence[dict[str, str]]) -> dict[str, Any]:

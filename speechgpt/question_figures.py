@@ -21,6 +21,7 @@ from speechgpt.held_out import (
     wrong_first,
 )
 from speechgpt.measures import Measure, accuracy
+from speechgpt.right_answers import same_words
 
 # By what stands before the first dot of a question's id, in the report's order.
 KINDS = {
@@ -61,7 +62,7 @@ def questions(held: HeldOut, settings: FigureSettings) -> Figure:
         measures.append(
             _share(kind, answers[part], typed[part], expected[part], _floor(held, kind, some), more)
         )
-    right = [a == e for a, e in zip(answers, expected, strict=True)]
+    right = [same_words(a, e) for a, e in zip(answers, expected, strict=True)]
     columns = ["asked", "understood", "expected", "answered"]
     heard = [turn.transcript for turn in turns]
     shown = wrong_first(right, columns, [q.question for q, _ in every], heard, expected, answers)
@@ -100,8 +101,8 @@ def _share(
     floor: dict[str, Any],
     more: dict[str, Any],
 ) -> Measure:
-    right = [a == e for a, e in zip(answers, expected, strict=True)]
-    ceiling = float(np.mean([t == e for t, e in zip(typed, expected, strict=True)]))
+    right = [same_words(a, e) for a, e in zip(answers, expected, strict=True)]
+    ceiling = float(np.mean([same_words(t, e) for t, e in zip(typed, expected, strict=True)]))
     return accuracy(kind, right, ceiling=ceiling, ceiling_name="the same questions, typed", **floor, **more)
 
 

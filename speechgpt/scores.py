@@ -20,6 +20,7 @@ from speechgpt.data.text_normal import normalise
 from speechgpt.judge import Judge, Pocketsphinx, word_errors
 from speechgpt.measures import Measure, measure, perplexity, ratio
 from speechgpt.pipeline import SpeechGPT, deduplicated
+from speechgpt.right_answers import same_words
 
 SHOWN = 8  # samples of a section on the page
 SHUFFLED = "texts of other items"
@@ -187,12 +188,12 @@ def turns(
     common = Counter(normalise(q.answer) for q in questions).most_common(1)[0][1] / len(questions)
     floor = {"floor": common, "floor_name": "always the commonest answer", "better": "higher", "seed": seed}
     written = [model.reply(None, text=q.question, speech=False) for q in tqdm(typed, "typed", disable=None)]
-    right = [_right(q, r) for q, r in zip(typed, written, strict=True)]
+    right = [same_words(r.answer, q.answer) for q, r in zip(typed, written, strict=True)]
     by_text = measure("typed questions answered right", right, [1] * len(right), **floor)
     measures, shown = [by_text], None
     if asked:
         replies = [model.reply(read_audio(path)) for _, path in tqdm(asked, "spoken", disable=None)]
-        right = [_right(q, r) for (q, _), r in zip(asked, replies, strict=True)]
+        right = [same_words(r.answer, q.answer) for (q, _), r in zip(asked, replies, strict=True)]
         anchors = {"ceiling": by_text.value, "ceiling_name": "typed"}
         measures.insert(
             0, measure("spoken questions answered right", right, [1] * len(right), **floor, **anchors)
@@ -208,7 +209,3 @@ def turns(
     return section(
         "Turns", "Held-out questions; right is the expected answer, word for word.", measures, shown
     )
-
-
-def _right(question: QuestionAnswer, reply) -> int:
-    return int(normalise(reply.answer) == normalise(question.answer))

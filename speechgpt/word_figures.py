@@ -17,6 +17,7 @@ from speechgpt.held_out import (
 from speechgpt.judge import Pocketsphinx
 from speechgpt.measures import accuracy
 from speechgpt.order_figures import said_by_flite
+from speechgpt.right_answers import same_words
 from speechgpt.scores import resynthesis_text, resynthesised, word_measure
 
 DIGIT_JSGF = f"#JSGF V1.0;\ngrammar digit;\npublic <digit> = {' | '.join(ONES[:10])};\n"
@@ -29,14 +30,14 @@ def digits(held: HeldOut, settings: FigureSettings) -> Figure:
     waveforms = waveforms_of(rows)
     said = [normalise(row.text) for row, _ in rows]
     heard = [normalise(text) for text in transcribe_all(held.model, waveforms)]
-    right = [h == s for h, s in zip(heard, said, strict=True)]
+    right = [same_words(h, s) for h, s in zip(heard, said, strict=True)]
     common = Counter(said).most_common(1)[0][1] / len(said)
     more: dict[str, Any] = {"floor": common, "floor_name": "always the same digit"}
     more |= {"ceiling": 1.0, "ceiling_name": "all of them"}
     baseline = []
     if held.sphinx:
         found = Pocketsphinx(DIGIT_JSGF).hear_all(waveforms, SAMPLE_RATE)
-        good = [f == s for f, s in zip(found, said, strict=True)]
+        good = [same_words(f, s) for f, s in zip(found, said, strict=True)]
         baseline = [accuracy(TEN_WORDS, good, seed=held.seed)]
         more["beside"] = {TEN_WORDS: baseline[0].value}
     speakers = sorted({row.speaker for row, _ in rows if row.speaker})

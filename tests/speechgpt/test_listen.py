@@ -16,9 +16,10 @@ from speechgpt.data.rows import Utterance, write_manifest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jiwer")
 
-from speechgpt.listen import is_right, level, mp3, right_answers, spread  # noqa: E402
+from speechgpt.listen import level, mp3, right_answers, spread  # noqa: E402
 from speechgpt.listen_page import Clip, Item, Line, Section, render  # noqa: E402
 from speechgpt.picture import HEIGHT, WIDTH, draw_sound  # noqa: E402
+from speechgpt.right_answers import is_right  # noqa: E402
 
 VOID = {"meta", "img", "br"}
 ORDER = "coffeeDrink=mocha; size=large"
@@ -97,7 +98,8 @@ def test_one_page_holds_everything(tiny_model, manifest, tmp_path, capsys):
     assert len(page.media) == 2 * (2 * 2 + 2 * 3 + 2 * 2 + 2 - silent) and silent <= 4
     assert "http" not in text and "url(" not in text and str(manifest.parent) not in text
     assert 'no less <b>"moss"</b> & more' in page.texts and "a large mocha" in page.texts
-    assert "toy · ann · say <1>" in page.texts
+    assert "toy · ann · say <1>" in page.texts and "<p>Held-out recordings, and what" in text
+    assert "peaks do not let them" in text  # a click stays softer than the rest
     assert not {"men lean low", "heard before", "long"} & set(page.texts)
 
 
@@ -105,7 +107,9 @@ def test_the_same_seed_gives_the_same_page(tiny_model, manifest, tmp_path):
     for name in ("one", "two"):
         assert listen(tiny_model, manifest, tmp_path / name, "--split", "train", "--seed", "3") == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert "answered right" not in (tmp_path / "one").read_text()  # nobody knows what is right
+    text = (tmp_path / "one").read_text()
+    assert "answered right" not in text  # nobody knows what is right
+    assert "Recordings of the train split, and" in text and "eld-out" not in text
 
 
 def test_bad_input_is_one_line(tiny_model, manifest, tmp_path, capsys):
@@ -152,7 +156,7 @@ def test_right_answers():
 
     assert right("order", "Sure, one large mocha.") and right("order", known["order"])
     assert not right("order", "a large mocha with milk") and not right("order", "a mocha")
-    assert right("7_ann_0", "seven") and not right("7_ann_0", "you said seven one")
+    assert right("7_ann_0", "You said 7.") and not right("7_ann_0", "seven")  # as the report counts them
     assert right("say2", "no lawn") and not right("say2", "no lawn here")
     other = Utterance("light", "a.wav", 1.0, text="turn on the light", slots="state=on")
     assert right_answers([other], []) == {}
@@ -192,6 +196,6 @@ def test_sounds_and_pictures(make_tone):
 
 def test_silence_and_markup_have_a_place_on_the_page():
     item = Item("a & b", [Line("heard", "<script>\n'\"", False, "1 < 2")], [Clip("spoken 'answer'")])
-    page = Page(render("<t>", {"model": "<m>"}, [Section("Turns", "x < y", [item])]))
+    page = Page(render("<t>", {"model": "<m>"}, [Section("Turns", "x < y", [item])], "Recordings & more"))
     assert "<script> '\"" in page.texts and "1 < 2" in page.texts and not page.media
     assert "spoken 'answer' · nothing was said" in page.texts and "wrong" in page.texts
