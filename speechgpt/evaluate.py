@@ -73,6 +73,7 @@ def main(argv: list[str]) -> int:
     judge = load_judge(config.judge, model.transcribe, model_dir.config.max_question_seconds)
     held = HeldOut(model, judge, every, questions, config.figures_split, config.seed)
     sections, missing, seconds = measure_figures(held, read_figures(config.figures))
+    missing |= _absent(rows, config)
     sections += _speech_sections(model, judge, rows, config)
     sections += _turn_sections(model, judge, rows, questions, config)
     sections += _unit_sections(model, units, stages, args.unit_quality, config, args.device)
@@ -146,6 +147,13 @@ def _recordings(
         and row.seconds <= longest
         and (not config.corpora or row.corpus in config.corpora)
     ]
+
+
+def _absent(rows: list[tuple[Utterance, Path]], config: EvalConfig) -> dict[str, str]:
+    """The corpora that eval.yaml names for the sections, and of which there is nothing to score."""
+    there = {row.corpus for row, _ in rows}
+    why = f"the manifests have no rows of it in split {config.split!r}"
+    return {f"corpus {name}": why for name in config.corpora if name not in there}
 
 
 def _speech_sections(

@@ -25,12 +25,18 @@ FIGURES: dict[str, Callable[[HeldOut, FigureSettings], Figure]] = {
     "size": size,
 }
 
+OF_CORPORA = ("noisy_orders", "sentences", "spoken_sentences", "resynthesis")  # can be told which to take
+
 
 def read_figures(given: Mapping[str, Any]) -> dict[str, FigureSettings]:
-    """eval.yaml's `figures`, in the report's order. Raises ValueError for an unknown one."""
+    """eval.yaml's `figures`, in the report's order. Raises ValueError for what they do not know."""
     if unknown := sorted(set(given) - set(FIGURES)):
         raise ValueError(f"figures: unknown {', '.join(unknown)}; known: {', '.join(FIGURES)}")
-    return {name: FigureSettings.read(name, given[name]) for name in FIGURES if name in given}
+    wanted = {name: FigureSettings.read(name, given[name]) for name in FIGURES if name in given}
+    for name, settings in wanted.items():
+        if settings.corpora and name not in OF_CORPORA:
+            raise ValueError(f"figures: {name} takes no corpora; those that do: {', '.join(OF_CORPORA)}")
+    return wanted
 
 
 def measure_figures(

@@ -125,6 +125,7 @@ def test_a_figure_without_its_data_says_so(corpus, tiny_model, tmp_path, capsys)
 def test_where_nothing_is_measured_every_reason_is_said(corpus, tiny_model, tmp_path, capsys):
     (tmp_path / "eval.yaml").write_text(
         "judge: self\nunit_rows: 0\nturn_rows: 0\nasr_rows: 0\ntts_rows: 0\nresynthesis_rows: 0\n"
+        "corpora: [somebody]\n"
         "figures: {orders: {}, noisy_orders: {}, sentences: {corpora: [nobody]}}\n"
     )
     given = ["--model", tiny_model, "--manifest", corpus / "sentences.jsonl", "--out", tmp_path / "out"]
@@ -132,6 +133,7 @@ def test_where_nothing_is_measured_every_reason_is_said(corpus, tiny_model, tmp_
     said = capsys.readouterr().err
     assert "nothing to score" in said and "orders: the manifests have no recorded orders" in said
     assert "noisy_orders: the" in said and "sentences: no rows with a text of corpus nobody" in said
+    assert "corpus somebody: the manifests have no rows of it in split 'dev'" in said
 
 
 def test_a_turn_lasts_until_its_whole_answer_is_spoken(corpus):
@@ -188,6 +190,7 @@ def test_too_few_voices_are_no_babble(tmp_path, make_tone, monkeypatch):
         ("{orders: {rows: 0}}", "rows is 0; expected a whole number from 1"),
         ("{orders: {goal: high}}", "goal is 'high'; expected a number"),
         ("{sentences: {corpora: kathleen}}", "corpora is 'kathleen'; expected a list"),
+        ("{orders: {corpora: [coffee]}}", "orders takes no corpora; those that do: noisy_orders, sentences"),
     ],
 )
 def test_a_wrong_setting_is_named(given, message, tmp_path, capsys):
