@@ -49,7 +49,7 @@ class MiniConfig:
     numbers: int
     held_out_sentences: int  # of `sentences`, for dev, and as many for test
     prose: int  # pieces of --prose
-    held_out_prose: int  # of `prose`, for dev, and as many for test
+    held_out_prose: int  # of `prose`, for dev, and as many for test; fewer where train says them
     prose_text: int  # pieces more that nobody speaks, all of train
     prose_word_times: int  # as often must the prose say a word that is in no other text, for it to be known
     recorded_texts: int  # what the recordings' train split says besides questions, in synthetic voices
@@ -158,9 +158,16 @@ def spoken_again(config: MiniConfig, recordings: Recordings) -> Iterator[tuple[s
 
 
 def prose(
-    config: MiniConfig, paths: Sequence[Path], known: Iterable[str], held_out: HeldOut
+    config: MiniConfig,
+    paths: Sequence[Path],
+    known: Iterable[str],
+    held_out: HeldOut,
+    trained: Iterable[str] = (),
 ) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """((id, text, split) of what is spoken, and the texts that are not); `known` are texts of known words."""
+    """((id, text, split) of what is spoken, and the texts that are not); `known` are texts of known words.
+
+    Of the pieces for dev and test those are left out that train says: other pieces, or texts in `trained`.
+    """
     count = config.prose + config.prose_text
     if not count:
         return [], []
@@ -174,9 +181,12 @@ def prose(
     pieces = prose_pieces(paths, config.seed)
     chosen = choose_pieces(pieces, count, words, config.prose_word_times, held_out, config.seed)
     held = config.held_out_prose
+    train = HeldOut([*trained, *chosen[2 * held :]])
     spoken = []
     for number, text in enumerate(chosen[: config.prose]):
         split = split_of(number, held, held)
+        if split != "train" and train.says(text):
+            continue
         times = config.prose_voices if split == "train" else 1
         spoken += [(f"prose.{number:05d}" + f".{n}" * (n > 0), text, split) for n in range(times)]
     return spoken, chosen[config.prose :]
@@ -215,7 +225,9 @@ def build(
     texts = [(text, split) for _, text, split in plain] + [(r.question, r.split) for r in rows]
     kept = HeldOut([*recordings.held_out.texts, *(text for text, split in texts if split != "train")])
     known = [*maker.vocabulary, *(text for text, _ in texts)]
-    read_aloud, read = prose(config, books, known, kept)
+    trained = [text for text, split in texts if split == "train"] + recordings.texts
+    trained += [row.answer for row in rows if row.split == "train"]
+    read_aloud, read = prose(config, books, known, kept, trained)
     spoken = [
         Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
         for i, text, split in [*plain, *read_aloud]

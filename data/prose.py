@@ -153,7 +153,11 @@ def prose_pieces(paths: Sequence[Path], seed: int) -> dict[Path, list[str]]:
 
 
 class HeldOut:
-    """Texts that nothing to be trained on may say: these, parts of them, and what holds them whole."""
+    """Texts of one side, dev and test or train, that a piece of the other must not say: see `says`.
+
+    Pieces of fewer than five words are the same only where all their words are: as part of another text, such
+    a piece may stand on both sides.
+    """
 
     def __init__(self, texts: Iterable[str]):
         self.texts = {normalise(text) for text in texts} - {""}
@@ -184,6 +188,8 @@ def choose_pieces(
     seed: int,
 ) -> list[str]:
     """`count` different pieces of words in `known` or said `times` times in `pieces`; letters are no words.
+
+    None says what is in `held_out`. Nothing keeps two pieces from saying each other.
 
     They come at random from each folder in turn, as long as it lasts. Raises ValueError when there are fewer.
     """

@@ -13,7 +13,7 @@ from speechgpt.data.chain import main as chain
 from speechgpt.data.dialogue_rows import read_chain
 from speechgpt.data.english import Inflector, article
 from speechgpt.data.files import read_jsonl, write_jsonl
-from speechgpt.data.mini import MiniConfig, main
+from speechgpt.data.mini import MiniConfig, main, prose
 from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
 from speechgpt.data.questions import (
     MAX_ANSWER_WORDS,
@@ -35,6 +35,7 @@ SMALL = {
     **{"held_out_sentences": 20, "held_out_orders": 20, "digits": 60, "sums": 80, "repeats": 50},
     **{"smalltalk": 2100, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
     **{"prose": 0, "held_out_prose": 2, "prose_text": 0, "recorded_texts": 0},
+    **{"prose_voices": 1},
 }
 
 
@@ -235,6 +236,42 @@ def test_prose_is_cut_into_plain_pieces(config_file, tmp_path):
         main([*command, "--prose", str(tmp_path / "books")])
     with pytest.raises(FileNotFoundError, match="holds no prose; expected .txt files or WordNet's"):
         main([*command, "--prose", str(tmp_path / "out")])
+
+
+def test_held_out_prose_is_nowhere_in_train_and_train_stays_as_it_is(config_file, tmp_path):
+    things = ("door", "sea", "lamp", "boat", "hill", "road", "bird", "horse")
+    book = [f"He saw the old {thing}.\n\nThen he saw the old {thing} again." for thing in things]
+    (tmp_path / "book.txt").write_text("\n\n".join([*book, "Whose lamp is this?", "We saw it."]) + "\n")
+    settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1, "prose": 16}
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings | {"held_out_prose": 5, "prose_text": 2}))
+    config = MiniConfig.load(tmp_path / "corpus.yaml")
+    pieces = prose_pieces([tmp_path], config.seed)
+    chosen = choose_pieces(pieces, 18, [], 1, HeldOut([]), config.seed)
+    spoken, read = prose(config, [tmp_path], [], HeldOut([]))
+    assert read == chosen[16:]
+    numbers = [int(identity[6:11]) for identity, _, _ in spoken]
+    assert [text for _, text, _ in spoken] == [chosen[number] for number in numbers]
+    assert numbers[-6:] == [10, 11, 12, 13, 14, 15]  # of train nothing is missing
+    train = HeldOut([text for _, text, split in spoken if split == "train"] + read)
+    held = [text for _, text, split in spoken if split != "train"]
+    assert 0 < len(held) < 10 and not any(map(train.says, held))
+
+    again, _ = prose(config, [tmp_path], [], HeldOut([]), [held[0], chosen[12]])
+    assert again == [row for row in spoken if row[1] != held[0]]
+
+
+def test_no_held_out_piece_is_an_answer_or_said_by_people(config_file, tmp_path):
+    said = ["we saw it", "they are all here", "the word number one"]
+    (tmp_path / "book.txt").write_text("We saw it.\n\nThey are all here.\n\nThe word number one.\n\nIt is.")
+    rows = [Utterance("s", "a.wav", 2.0, text=said[0]), Utterance("t", "b.wav", 2.0, text="not here at all")]
+    write_manifest(tmp_path / "speech.jsonl", rows)
+    settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1, "prose": 3}
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings | {"held_out_prose": 2}))
+    given = ["--speech", tmp_path / "speech.jsonl", "--prose", tmp_path / "book.txt"]
+    command = ["--config", tmp_path / "corpus.yaml", "--out", tmp_path / "out", *given]
+    assert main(list(map(str, command))) == 0
+    spoken = {row["text"] for row in rows_of(tmp_path / "out/sentences.jsonl") if row["id"][:5] == "prose"}
+    assert spoken == set(said[1:])
 
 
 def test_prose_comes_from_each_folder_in_turn_and_unknown_words_are_left_out():
