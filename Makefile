@@ -20,6 +20,8 @@ TALKER ?= mini#       model that `make talk` and `make listen` ask: mini, or the
 ENCODER ?=#           HuBERT folder of your own: nothing is pretrained
 LLAMA ?=#             LLaMA folder that is extended, instead of the one that llama.yaml names
 TORCHRUN ?=#          e.g. "torchrun --nproc_per_node 8": starts the trainers on several GPUs
+GPUS ?= 1#            for `make mini`: 1 or 4
+PRETRAIN_OPTIONS ?=#  more for the encoder's training, e.g. --steps 28000
 DEVICE ?= auto#       auto | cpu | cuda, for all but the trainers that TORCHRUN starts
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 
@@ -86,9 +88,12 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(LISTEN_QA)) \
 	  --device $(DEVICE) --out work/listen/index.html
 
-# The encoder alone takes several GPUs: its steps are those of four processes, the others' those of one.
-mini: ## train the shipped model from scratch, SPEECH=folder, and measure it (TORCHRUN="torchrun --nproc_per_node 4")
-	$(MAKE) --no-print-directory codebook PRESET=mini
+# As it was trained: the encoder by four processes, the vocoder by two, the language model by one. With one GPU the
+# encoder takes four times the steps, and the vocoder hears half as much.
+mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
+	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
+	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
+	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory eval PRESET=mini TORCHRUN=
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
@@ -139,7 +144,7 @@ $(DATA)/manifest.jsonl: $(C)/read.jsonl
 	$(SPEECHGPT) split --manifest $< $(SPLIT_OPTIONS) --out $@
 else ifeq ($(PRESET),mini)
 TEXTS := $(addprefix $(C)/texts/,sentences.jsonl questions.jsonl answers.jsonl)
-# Text that nobody speaks; a folder of PROSE counts as changed when files come or go.
+# Text that nobody speaks.
 PROSE_TEXT := $(if $(shell sed -n '/^prose_text: *[1-9]/p' $(CONFIG)/corpus.yaml),$(C)/texts/text.jsonl)
 ifneq ($(SPEECH),)
 RECORDED := $(C)/speech/aligned.jsonl $(C)/speech/perturbed/manifest.jsonl
@@ -154,7 +159,8 @@ $(TEXTS) $(PROSE_TEXT) $(DATA)/qa.jsonl: NEEDS_SPEECH
 NEEDS_SPEECH:
 	@echo "PRESET=mini learns from people too: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md)" >&2; exit 2
 else
-$(TEXTS) $(PROSE_TEXT) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) $(wildcard $(PROSE)) | $(SETUP)
+PROSE_FILES := $(wildcard $(PROSE) $(addsuffix /*.txt,$(PROSE)) $(addsuffix /data.*,$(PROSE)))
+$(TEXTS) $(PROSE_TEXT) $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml $(RECORDED) $(PROSE_FILES) | $(SETUP)
 	$(SPEECHGPT) mini-corpus --config $< --speech $(RECORDED) $(if $(PROSE),--prose $(PROSE)) --out $(C)/texts
 	mkdir -p $(DATA); mv $(C)/texts/qa.jsonl $(DATA)/qa.jsonl
 endif
@@ -162,9 +168,9 @@ $(C)/spoken/manifest.jsonl: $(TEXTS)
 	$(SPEECHGPT) synthesize --sentences $^ --out $(@D)
 # The encoder disturbs what it hears by itself: the disturbed copies are for those who learn from its units.
 AS_HEARD := $(C)/heard.jsonl
-$(AS_HEARD): $(C)/spoken/manifest.jsonl $(C)/speech/aligned.jsonl
+$(AS_HEARD): $(C)/spoken/manifest.jsonl $(firstword $(RECORDED))
 	$(SPEECHGPT) merge $^ --out $@
-$(DATA)/manifest.jsonl: $(AS_HEARD) $(C)/speech/perturbed/manifest.jsonl
+$(DATA)/manifest.jsonl: $(AS_HEARD) $(lastword $(RECORDED))
 	$(SPEECHGPT) merge $^ --out $@
 else ifeq ($(PRESET),toy)
 $(DATA)/manifest.jsonl $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml | $(SETUP)
@@ -204,7 +210,7 @@ $(C)/encoder/done.json:
 ENCODED := $(C)/encoder/done.json
 else ifeq ($(ENCODER),)
 $(C)/encoder/done.json: $(C)/config/encoder.yaml $(AS_HEARD)
-	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) $(PRETRAIN_OPTIONS) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 ENCODED := $(C)/encoder/done.json
 else
 ENCODED := $(ENCODER)/config.json
@@ -240,8 +246,19 @@ $(U)/stage2/done.json: $(C)/config/stage2.yaml $(U)/stage1/done.json $(U)/instru
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage1 --data $(U)/instruct.jsonl --out $(@D)
 $(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.jsonl
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl --mix $(U)/instruct.jsonl --out $(@D)
+ifneq ($(wildcard $(CONFIG)/stage3b.yaml),) # a preset with a second round of stage 3, on the merged first
+$(U)/llm-a/config.json: $(U)/stage3/done.json
+	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
+$(U)/chain-b.jsonl: $(C)/config/chain-b.yaml $(QA_FILE) $(QA_UNITS)
+	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
+$(U)/stage3b/done.json: $(C)/config/stage3b.yaml $(U)/llm-a/config.json $(U)/chain-b.jsonl $(U)/instruct.jsonl
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm-a --data $(U)/chain-b.jsonl --mix $(U)/instruct.jsonl --out $(@D)
+$(U)/llm/config.json: $(U)/stage3b/done.json
+	$(SPEECHGPT) merge-lora --adapter $(U)/stage3b --base $(U)/llm-a --out $(@D)
+else
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
+endif
 # A LLaMA that starts from fresh weights first sees text in stage 1.
 BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
 STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT))

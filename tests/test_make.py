@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PRESETS = ("toy", "mini", "own", "speechgpt-7b")
 PIPELINE = "data codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
-GOALS = ["help", "setup", "demo", "test", "lint", "talk", "listen", "toy", *PIPELINE]
+GOALS = ["help", "setup", "demo", "test", "lint", "talk", "listen", "toy", "mini", *PIPELINE]
 OWN = ["PRESET=own", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
 # The toy, smaller still: file -> setting -> value. Long enough that a kill lands in the middle.
 TINY = {
@@ -140,13 +140,38 @@ def test_prose_reaches_the_texts_the_tokenizer_and_stage_1(house):
     for name in ("recordings/manifest.tsv", "books/whale.txt"):
         (house / name).parent.mkdir(exist_ok=True)
         (house / name).touch()
-    plan = planned(house, "eval", "PRESET=mini", "SPEECH=recordings", "PROSE=books", "CORPUS=read")
+    where = ("PRESET=mini", "SPEECH=recordings", "CORPUS=read")
+    config = house / "speechgpt" / "presets" / "mini" / "corpus.yaml"
+    shipped = config.read_text()
+    try:
+        config.write_text(shipped.replace("prose_text: 0", "prose_text: 7"))
+        plan = planned(house, "eval", *where, "PROSE=books")
+    finally:
+        config.write_text(shipped)
     (corpus,) = [line for line in plan if line.startswith("speechgpt mini-corpus")]
     assert "perturbed/manifest.jsonl --prose books --out work/mini/read/texts" in corpus
     reading = [line for line in plan if "work/mini/read/texts/text.jsonl" in line]
     assert [line.split()[1] for line in reading] == ["tokenizer", "train"] and "stage1.yaml" in reading[1]
-    plan = planned(house, "data", "PRESET=mini", "SPEECH=recordings", "CORPUS=read")
-    assert not [line for line in plan if "--prose" in line]
+    plan = planned(house, "data", *where)
+    assert [line for line in plan if "--prose data/text/prose" in line and "text.jsonl" not in line]
+
+
+def test_mini_hears_no_disturbed_copies_and_goes_over_stage_3_twice(house):
+    (house / "recordings").mkdir(exist_ok=True)
+    (house / "recordings" / "manifest.tsv").touch()
+    plan = planned(house, "mini", "SPEECH=recordings", "GPUS=4", "CORPUS=all")
+    heard, whole = (f"work/mini/all/{name}.jsonl" for name in ("heard", "data/manifest"))
+    (merged,) = {
+        line for line in plan if line.startswith("speechgpt merge") and line.endswith(f"--out {heard}")
+    }
+    assert "perturbed" not in merged
+    encoders = [line for line in plan if " pretrain " in line]
+    assert encoders and all(heard in line and whole not in line for line in encoders)
+    assert encoders[0].startswith("torchrun --nproc_per_node 4")
+    last = plan[-1]
+    assert last.startswith("speechgpt eval") and "km256/model" in last
+    merges = [line.split(" --out ")[1] for line in plan if line.startswith("speechgpt merge-lora")]
+    assert merges == ["work/mini/all/km256/llm-a", "work/mini/all/km256/llm"]
 
 
 def test_stages_1_and_2_need_no_questions(house):
