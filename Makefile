@@ -246,15 +246,19 @@ $(U)/stage2/done.json: $(C)/config/stage2.yaml $(U)/stage1/done.json $(U)/instru
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage1 --data $(U)/instruct.jsonl --out $(@D)
 $(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.jsonl
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl --mix $(U)/instruct.jsonl --out $(@D)
-ifneq ($(wildcard $(CONFIG)/stage3b.yaml),) # a preset with a second round of stage 3, on the merged first
+ifneq ($(wildcard $(CONFIG)/stage3b.yaml),) # a preset with two more rounds of stage 3, each on the merged last
 $(U)/llm-a/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
-$(U)/chain-b.jsonl: $(C)/config/chain-b.yaml $(QA_FILE) $(QA_UNITS)
+$(U)/chain-%.jsonl: $(C)/config/chain-%.yaml $(QA_FILE) $(QA_UNITS)
 	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
 $(U)/stage3b/done.json: $(C)/config/stage3b.yaml $(U)/llm-a/config.json $(U)/chain-b.jsonl $(U)/instruct.jsonl
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm-a --data $(U)/chain-b.jsonl --mix $(U)/instruct.jsonl --out $(@D)
-$(U)/llm/config.json: $(U)/stage3b/done.json
+$(U)/llm-b/config.json: $(U)/stage3b/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3b --base $(U)/llm-a --out $(@D)
+$(U)/stage3c/done.json: $(C)/config/stage3c.yaml $(U)/llm-b/config.json $(U)/chain-c.jsonl $(U)/chain-b.jsonl
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm-b --data $(U)/chain-c.jsonl --mix $(U)/chain-b.jsonl --out $(@D)
+$(U)/llm/config.json: $(U)/stage3c/done.json
+	$(SPEECHGPT) merge-lora --adapter $(U)/stage3c --base $(U)/llm-b --out $(@D)
 else
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)

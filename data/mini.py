@@ -11,7 +11,8 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from speechgpt.data.files import write_jsonl
@@ -68,6 +69,7 @@ class MiniConfig:
     voices_test: dict
     answer_voice: str
     answer_voice_share: float  # of the training sentences, so that it says more than the answers
+    sums_read: int = 0  # more sums, which nobody speaks: the table is learnt from text
     prose_voices: int = 1  # how often each piece of the training prose is spoken, by voices drawn anew
 
     @classmethod
@@ -221,6 +223,10 @@ def build(
     recordings = recordings or Recordings()
     maker, casting = SentenceMaker(), Casting(config)
     rows = questions(config, maker, recordings.questions)
+    more = islice(
+        sums(config.sums + config.sums_read, config.held_out_questions, config.seed), config.sums, None
+    )
+    unspoken = [replace(row, id=f"read.{row.id}") for row in more]
     plain = [*plain_sentences(config, maker), *spoken_again(config, recordings)]
     texts = [(text, split) for _, text, split in plain] + [(r.question, r.split) for r in rows]
     kept = HeldOut([*recordings.held_out.texts, *(text for text, split in texts if split != "train")])
@@ -245,7 +251,7 @@ def build(
     if read:
         written = ({"id": f"text.{number:06d}", "text": text} for number, text in enumerate(read))
         counts["text.jsonl"] = write_jsonl(out / "text.jsonl", written)
-    counts["qa.jsonl"] = write_jsonl(out / "qa.jsonl", (row.row() for row in rows))
+    counts["qa.jsonl"] = write_jsonl(out / "qa.jsonl", (row.row() for row in [*rows, *unspoken]))
     return counts
 
 

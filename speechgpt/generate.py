@@ -25,6 +25,7 @@ class Decoding:
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0
     beams: int = 1  # more than one: beam search, no streaming
+    asr_beams: int = 0  # of transcriptions alone, which nobody waits for word by word; 0: as `beams`
     seed: int = 0
     max_new_tokens: int = 1024
     max_units: int = Limits.max_units
@@ -32,11 +33,16 @@ class Decoding:
     max_repeats: int = Limits.max_repeats
 
     def __post_init__(self):
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.beams < 1:
+        beams = min(self.beams, self.asr_beams + 1)
+        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or beams < 1:
             raise ValueError(
                 f"decoding: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
-                f"beams {self.beams}; expected more than 0, 0 to 1, 0 or more, 1 or more"
+                f"beams {self.beams}, asr_beams {self.asr_beams}; expected more than 0, 0 to 1, 0 or more, "
+                "1 or more, 0 or more"
             )
+
+    def beams_for(self, kind: str) -> int:
+        return self.asr_beams if kind == "asr" and self.asr_beams else self.beams
 
     @property
     def limits(self) -> Limits:
@@ -179,7 +185,7 @@ class Generator:
         return answers
 
     def _answers(self, prompts: list[list[int]], kind: str) -> list[list[int]]:
-        if self.decoding.beams > 1:
+        if self.decoding.beams_for(kind) > 1:
             return self._beam_search(prompts, kind)
         answers: list[list[int]] = [[] for _ in prompts]
         for tokens in self.steps(prompts, kind):
@@ -235,7 +241,8 @@ class Generator:
             torch.manual_seed(d.seed)
         sampling = {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p} if d.sample else {}
         found = self.model.generate(
-            inputs, attention_mask=attention, max_new_tokens=limit, num_beams=d.beams, do_sample=d.sample,
+            inputs, attention_mask=attention, max_new_tokens=limit, num_beams=d.beams_for(kind),
+            do_sample=d.sample,
             logits_processor=[TurnGrammar(self.vocabulary, kind, length, limit, **asdict(d.limits))],
             eos_token_id=self.vocabulary.eos_id, pad_token_id=self.vocabulary.pad_id, **sampling,
         )[:, length:].tolist()  # fmt: skip

@@ -110,6 +110,11 @@ def test_transformers_generate_with_the_grammar(generator, how, kind):
 
 
 def test_beam_search_in_a_batch(generator):
+    slow = with_decoding(generator, Decoding(asr_beams=2, **LIMITS))
+    units = [[1, 2, 3], [4, 5]]
+    both = with_decoding(generator, Decoding(beams=2, **LIMITS)).transcribe_batch(units)
+    assert slow.transcribe_batch(units) == both
+    assert slow.turn("hi") == with_decoding(generator, Decoding(**LIMITS)).turn("hi")
     beams = with_decoding(generator, Decoding(beams=2, **LIMITS))
     questions = [[1, 2, 3], [4, 5, 6, 7], "hi"]
     assert beams.turn_batch(questions[:2]) == [beams.turn_batch([q])[0] for q in questions[:2]]
