@@ -323,7 +323,7 @@ def test_killed_and_run_again_the_toy_ends_with_the_same_rows(house, tmp_path):
     make(house, "toy")
 
     report = json.loads((rows / "report" / "report.json").read_text())
-    assert [s["title"] for s in report["sections"]][:2] == ["Hearing", "Speaking"]
+    assert {"Questions", "Hearing", "Speaking"} <= {s["title"] for s in report["sections"]}
     assert straight.wait(300) == 0, straight.stderr.read()[-2000:]
     for name in ("encoder/model.safetensors", "data/manifest.jsonl", "data/qa.jsonl"):
         assert (corpus / name).read_bytes() == (reference / name).read_bytes(), name
