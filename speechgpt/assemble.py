@@ -4,6 +4,7 @@ Parts that do not belong together are refused by name, before anything is writte
 """
 
 import argparse
+import hashlib
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,14 +69,17 @@ class Parts:
             self.codebook.check(self.encoder, self.codebook.provenance.layer)
         except ValueError as error:
             issues.append(f"{names['codebook']} and {names['encoder']}: {error}")
-        from speechgpt.units.settings import file_hash
-
         sizes = {"llm": self.vocabulary.num_units, "vocoder": self.vocoder.config.num_units}
         for part, size in sizes.items():
             if size != self.codebook.size:
                 issues.append(f"{names['codebook']} has {self.codebook.size} units, {names[part]} has {size}")
-        mine = asdict(self.codebook.provenance) | {"sha256": file_hash(names["codebook"])}
-        for key, theirs in self.vocoder.config.codebook.items():
+        # Who speaks the units that the centroids were fitted for speaks those of an encoder trained to them.
+        trained = self.vocoder.config.codebook
+        book = self.codebook
+        if trained.get("encoder") == book.provenance.kept_from:
+            book = book.as_fitted()
+        mine = asdict(book.provenance) | {"sha256": hashlib.sha256(book.to_bytes()).hexdigest()}
+        for key, theirs in trained.items():
             if key in mine and theirs != mine[key]:
                 issues.append(
                     f"{names['vocoder']} speaks units of {key} {theirs}, {names['codebook']} has {mine[key]}"

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,9 @@ class Provenance:
     normalize: bool  # the waveform is normalised first
     seed: int = 0
     frames: int = 0  # that the centroids were fitted to; 0: unknown
+    kept_from: str = (
+        ""  # fingerprint of the encoder that they were fitted to, where `encoder` was trained to them
+    )
 
 
 class Codebook:
@@ -98,12 +101,28 @@ class Codebook:
         return cls(centroids.to(device), Provenance(**values))
 
     def save(self, path: str | Path) -> None:
-        header = {
-            "format": f"speechgpt-codebook-{CODEBOOK_FORMAT}",
-            "provenance": json.dumps(asdict(self.provenance)),
-        }
         with atomic_path(path) as part:
-            part.write_bytes(_ordered(save({"centroids": self.centroids.cpu()}, metadata=header)))
+            part.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file that `save` writes."""
+        values = asdict(self.provenance)
+        if not values["kept_from"]:
+            del values["kept_from"]
+        header = {"format": f"speechgpt-codebook-{CODEBOOK_FORMAT}", "provenance": json.dumps(values)}
+        return _ordered(save({"centroids": self.centroids.cpu()}, metadata=header))
+
+    def kept_for(self, encoder: Encoder) -> "Codebook":
+        """The same centroids for an encoder that was trained towards them: units keep their meaning."""
+        first = self.provenance.kept_from or self.provenance.encoder
+        return Codebook(
+            self.centroids, replace(self.provenance, encoder=encoder.fingerprint, kept_from=first)
+        )
+
+    def as_fitted(self) -> "Codebook":
+        """The codebook before `kept_for`; itself where there was none."""
+        first = self.provenance.kept_from or self.provenance.encoder
+        return Codebook(self.centroids, replace(self.provenance, encoder=first, kept_from=""))
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Tensor:

@@ -5,16 +5,11 @@ learns to give the clean recording's units for what is cut, fast, noisy or far a
 units, Gat et al. 2022, here with the nearest centroid itself as the classifier).
 """
 
-from dataclasses import replace
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from speechgpt.units.audio_pool import IGNORED, CropSampler
-from speechgpt.units.codebook import Codebook
 from speechgpt.units.encode import UnitEncoder
-from speechgpt.units.encoder import Encoder
 from speechgpt.units.masked_prediction import CodebookHead, HeadConfig
 
 CODEBOOK_FILE = "codebook.safetensors"  # in the encoder's folder: the same centroids, for the new encoder
@@ -73,10 +68,3 @@ def _compact(labels: Tensor, parts: Tensor) -> Tensor:
     """Labels (N,) to their places among `parts`, rising; IGNORED where they are not among them."""
     place = torch.searchsorted(parts, labels.long()).clamp(max=len(parts) - 1)
     return torch.where(parts[place] == labels, place, IGNORED).to(labels.dtype)
-
-
-def save_kept(teacher: UnitEncoder, encoder: Encoder, folder: str | Path) -> None:
-    """The teacher's centroids as the codebook of `encoder`, in its folder."""
-    kept = teacher.codebook
-    provenance = replace(kept.provenance, encoder=encoder.fingerprint)
-    Codebook(kept.centroids.cpu(), provenance).save(Path(folder) / CODEBOOK_FILE)

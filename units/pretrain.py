@@ -19,7 +19,7 @@ from speechgpt.units.audio_pool import CropSampler
 from speechgpt.units.augment import augment
 from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.encoder import Encoder, choose_device
-from speechgpt.units.kept_codebook import check_kept, kept_heads, save_kept
+from speechgpt.units.kept_codebook import CODEBOOK_FILE, check_kept, kept_heads
 from speechgpt.units.masked_prediction import MaskedPrediction, describe, draw_mask, normalize_rows
 from speechgpt.units.pretrain_config import WATCHING, PretrainConfig
 from speechgpt.units.pretrain_data import load_data
@@ -272,7 +272,7 @@ class Pretraining:
                 encoder.save(self.out)
             saved = Encoder.load(self.out, "cpu")
             if self.config.head.kind == "codebook":
-                save_kept(self.teacher, saved, self.out)
+                self.teacher.codebook.kept_for(saved).save(self.out / CODEBOOK_FILE)
             done = {"key": self.key, "fingerprint": saved.fingerprint, "metrics": metrics}
             write_json(self.out / "done.json", done | {"config": asdict(self.config)})
             for leftover in (self.checkpoint, self.labels_path):

@@ -1,5 +1,6 @@
 """The model directory: its format, looking one up, assembling one, and refusing parts that do not fit."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.numpy import load_file
 from speechgpt import SpeechGPT, model_dir
 from speechgpt.assemble import ModelSettings, main, sizes
 from speechgpt.model_dir import MODEL_FILE, ModelConfig, find_model
+from speechgpt.units.codebook import Codebook
+from speechgpt.units.encoder import Encoder
 
 PRESETS = Path(model_dir.__file__).parent / "presets"
 
@@ -98,6 +101,24 @@ def test_a_vocoder_of_another_codebook_is_refused(tiny_parts, settings, tmp_path
     (vocoder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="speaks units of encoder 0000"):
         main(arguments({**tiny_parts, "vocoder": vocoder}, tmp_path / "mixed", settings))
+
+
+def test_a_codebook_that_an_encoder_was_trained_to_keeps_its_vocoder(
+    tiny_parts, other_parts, settings, tmp_path
+):
+    codebook, encoder = Codebook.load(tiny_parts["codebook"]), Encoder.load(other_parts["encoder"])
+    encoder.save(tmp_path / "encoder")
+    codebook.kept_for(encoder).save(tmp_path / "kept.safetensors")
+    refined = {**tiny_parts, "encoder": tmp_path / "encoder", "codebook": tmp_path / "kept.safetensors"}
+    vocoder = shutil.copytree(tiny_parts["vocoder"], tmp_path / "vocoder")
+    config = json.loads((vocoder / "config.json").read_text())
+    config["codebook"]["sha256"] = hashlib.sha256(tiny_parts["codebook"].read_bytes()).hexdigest()
+    (vocoder / "config.json").write_text(json.dumps(config))
+    assert main(arguments({**refined, "vocoder": vocoder}, tmp_path / "model", settings)) == 0
+    moved = Codebook(codebook.centroids + 1, codebook.provenance).kept_for(encoder)
+    moved.save(tmp_path / "kept.safetensors")
+    with pytest.raises(ValueError, match="speaks units of sha256"):
+        main(arguments({**refined, "vocoder": vocoder}, tmp_path / "mixed", settings))
 
 
 def test_an_adapter_alone_is_no_model(tiny_parts, settings, tmp_path):

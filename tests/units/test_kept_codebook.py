@@ -70,6 +70,9 @@ def test_the_encoder_changes_and_its_codebook_does_not(corpus, tmp_path, teacher
     after = UnitEncoder.load(tmp_path / "kept", tmp_path / "kept" / "codebook.safetensors", device="cpu")
     assert torch.equal(after.codebook.centroids, teacher.codebook.centroids)
     assert after.encoder.fingerprint != teacher.encoder.fingerprint
+    assert after.codebook.as_fitted().to_bytes() == teacher.codebook.to_bytes()
+    again = after.codebook.kept_for(teacher.encoder).provenance
+    assert again.kept_from == teacher.encoder.fingerprint  # of the first, however often it is trained
     # The units of clean audio stay what they were, mostly; a few steps bring the features nearer to them.
     waveform = np.concatenate([np.sin(np.arange(9000) / 9), np.sin(np.arange(9000) / 2)]).astype(np.float32)
     assert (after.encode([waveform])[0] == teacher.encode([waveform])[0]).mean() > 0.6
