@@ -42,12 +42,25 @@ OTHERS = {
 }
 
 
-def read_inert(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
+def is_pickled(path: Path) -> bool:
+    """Whether a file begins as torch files and (compressed) pickles do, and safetensors do not."""
+    with open(path, "rb") as file:
+        magic = file.read(16)
+    pickle = len(magic) > 1 and magic[0] == 0x80 and 2 <= magic[1] <= 5
+    return not is_safetensors(magic) and (pickle or magic.startswith((ZIP_MAGIC, *COMPRESSED)))
+
+
+def is_safetensors(magic: bytes) -> bool:
+    """Their first eight bytes are the length of a header in JSON, under 100 MB."""
+    return len(magic) > 8 and magic[5:9] == b"\0\0\0{"
+
+
+def read_inert(path: str | Path, max_bytes: int = MAX_BYTES, bits: bool = False) -> Any:
     """The file's value: dicts, lists, tuples, str, bytes, numbers, None, numpy arrays and `Inert` records.
 
-    Tensors of any float, int or bool type become arrays of the same type, bfloat16 float32, read-only.
-    `max_bytes` bounds the memory for pickles, decompressed data and copies; mapped tensors cost none. Raises
-    FileNotFoundError, or one ValueError that names the file.
+    Tensors of any float, int or bool type become arrays of the same type, bfloat16 float32, read-only; with
+    `bits` bfloat16 stays in the file, as uint16. `max_bytes` bounds the memory for pickles, decompressed data
+    and copies; mapped tensors cost none. Raises FileNotFoundError, or one ValueError that names the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -55,11 +68,13 @@ def read_inert(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
     with naming(path), open(path, "rb") as file:
         magic = file.read(24)
         file.seek(0)
+        if is_safetensors(magic):
+            raise ValueError("is a safetensors file")
         for start, what in OTHERS.items():
             if magic.startswith(start):
                 raise ValueError(f"is {what}")
         if magic.startswith(ZIP_MAGIC):
-            return _read_zip(file, max_bytes)
+            return _read_zip(file, max_bytes, bits)
         if magic.startswith(COMPRESSED):
             unpacked: BinaryIO = io.BufferedReader(Inflated(file, magic))
             return _read_pickle(unpacked, max_bytes)
@@ -67,7 +82,7 @@ def read_inert(path: str | Path, max_bytes: int = MAX_BYTES) -> Any:
         if not size:
             raise ValueError("is empty")
         file.seek(0)
-        return _read_pickle(file, min(size, max_bytes), file)
+        return _read_pickle(file, min(size, max_bytes), file, bits)
 
 
 @contextmanager
@@ -83,16 +98,16 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read as a torch file or pickle: {what}") from error
 
 
-def _read_pickle(stream: BinaryIO, limit: int, file: BinaryIO | None = None) -> Any:
+def _read_pickle(stream: BinaryIO, limit: int, file: BinaryIO | None = None, bits: bool = False) -> Any:
     """A pickle of joblib, of sklearn, or (in a raw file) the first of torch's older format."""
     reader = Reader(stream, limit)
     value = Machine(reader, read_joblib_array).load()
     if value == TORCH_MAGIC and isinstance(value, int) and file is not None:
-        return _read_old_torch(file, reader, limit)
+        return _read_old_torch(file, reader, limit, bits)
     return Plain(Budget(limit)).value(value)
 
 
-def _read_old_torch(file: BinaryIO, reader: Reader, limit: int) -> Any:
+def _read_old_torch(file: BinaryIO, reader: Reader, limit: int, bits: bool) -> Any:
     """Pickles of version, system, value and storage keys; then each storage as its count and its bytes."""
     version, system = Machine(reader).load(), Plain(Budget(limit)).value(Machine(reader).load())
     if version != 1001:
@@ -115,7 +130,7 @@ def _read_old_torch(file: BinaryIO, reader: Reader, limit: int) -> Any:
         position += size
     swapped = isinstance(system, dict) and system.get("little_endian") is False
     budget = Budget(limit + 2 * len(data))  # bfloat16 doubles
-    return Plain(budget, _lookup(places), swapped).value(value)
+    return Plain(budget, _lookup(places), swapped, bits).value(value)
 
 
 def _lookup(places: dict[str, np.ndarray]) -> Storages:
@@ -132,7 +147,7 @@ def _mapped(file: BinaryIO) -> np.ndarray:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def _read_zip(file: BinaryIO, max_bytes: int) -> Any:
+def _read_zip(file: BinaryIO, max_bytes: int, bits: bool) -> Any:
     """NAME/data.pkl, NAME/byteorder and NAME/data/KEY; torch stores its members uncompressed."""
     _check_directory(file)
     data = _mapped(file)
@@ -160,7 +175,7 @@ def _read_zip(file: BinaryIO, max_bytes: int) -> Any:
             with archive.open(info) as stream:
                 return np.frombuffer(Reader(stream, max_bytes).read(info.file_size), np.uint8)
 
-        return Plain(budget, find, swapped).value(value)
+        return Plain(budget, find, swapped, bits).value(value)
 
 
 def _member(data: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:

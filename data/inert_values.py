@@ -55,10 +55,17 @@ class Budget:
 class Plain:
     """Turns what the machine left into plain values, each record once, however often it is shared."""
 
-    def __init__(self, budget: Budget, storages: Storages | None = None, swapped: bool = False) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        storages: Storages | None = None,
+        swapped: bool = False,
+        bits: bool = False,
+    ) -> None:
         self._budget = budget
         self._storages = storages
         self._swapped = swapped  # the file was written on a machine of the other byte order
+        self._bits = bits  # bfloat16 stays as it is, uint16
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
 
@@ -236,7 +243,7 @@ class Plain:
         found = np.ndarray(
             shape, dtype, data[: count * size], offset * size, tuple(step * size for step in strides)
         )
-        if not bits:
+        if not bits or self._bits:
             return found
         self._budget.take(4 * found.size)
         return (found.astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(shape)

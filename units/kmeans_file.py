@@ -43,7 +43,9 @@ def layer_in_name(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def convert_kmeans(tree: Any, path: Path, encoder: Encoder, layer: int | None) -> Codebook:
+def convert_kmeans(
+    tree: Any, path: Path, encoder: Encoder, layer: int | None, source: dict | None = None
+) -> Codebook:
     """The codebook of `encoder`'s features of `layer`, or of the layer that the file's name says."""
     centroids = read_centroids(tree, str(path))
     if layer is None:
@@ -58,4 +60,4 @@ def convert_kmeans(tree: Any, path: Path, encoder: Encoder, layer: int | None) -
             f"{path}: centroids of {centroids.shape[1]} numbers, the encoder's features have {encoder.width}"
         )
     provenance = Provenance(encoder.fingerprint, layer, encoder.sample_rate, encoder.hop, encoder.normalize)
-    return Codebook(torch.from_numpy(centroids), provenance)
+    return Codebook(torch.from_numpy(centroids), provenance, source)
