@@ -106,7 +106,7 @@ def save_fairseq(path: Path, encoder, style: str = "cfg", **save_options) -> Non
             "extra_state": {"best": None},
         }
         if style == "args":
-            tree |= {"args": argparse.Namespace(**model, **task, task="hubert_pretraining"), "cfg": None}
+            tree |= {"args": argparse.Namespace(**(model | task), task="hubert_pretraining"), "cfg": None}
         elif style == "omegaconf":
             tree["cfg"] = _omegaconf(classes, gone, tree["cfg"], None)
         torch.save(tree, path, **save_options)
