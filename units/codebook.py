@@ -55,13 +55,14 @@ class Provenance:
 
 
 class Codebook:
-    """centroids (K, D) float32."""
+    """centroids (K, D) float32; `source` says which file they were converted from, if any."""
 
-    def __init__(self, centroids: Tensor, provenance: Provenance) -> None:
+    def __init__(self, centroids: Tensor, provenance: Provenance, source: dict | None = None) -> None:
         if centroids.ndim != 2 or not torch.isfinite(centroids).all():
             raise ValueError(f"expected finite centroids (K, D), found {tuple(centroids.shape)}")
         self.centroids = centroids.float().contiguous()
         self.provenance = provenance
+        self.source = source or {}
         self._half_norms = self.centroids.square().sum(-1) / 2  # K
         # Equal centroids can get scores a rounding apart: the first of each stands for all of them.
         distinct, which = torch.unique(self.centroids, dim=0, return_inverse=True)
@@ -78,7 +79,7 @@ class Codebook:
         return len(self.centroids)
 
     def to(self, device: str | torch.device) -> "Codebook":
-        return Codebook(self.centroids.to(device), self.provenance)
+        return Codebook(self.centroids.to(device), self.provenance, self.source)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Codebook":
@@ -98,7 +99,8 @@ class Codebook:
         values = json.loads(header["provenance"])
         if unknown := values.keys() - {f.name for f in fields(Provenance)}:
             raise ValueError(f"{path}: unknown provenance {', '.join(unknown)}; made by a later version")
-        return cls(centroids.to(device), Provenance(**values))
+        source = json.loads(header.get("source", "{}"))
+        return cls(centroids.to(device), Provenance(**values), source)
 
     def save(self, path: str | Path) -> None:
         with atomic_path(path) as part:
@@ -110,19 +112,21 @@ class Codebook:
         if not values["kept_from"]:
             del values["kept_from"]
         header = {"format": f"speechgpt-codebook-{CODEBOOK_FORMAT}", "provenance": json.dumps(values)}
+        if self.source:
+            header["source"] = json.dumps(self.source)
         return _ordered(save({"centroids": self.centroids.cpu()}, metadata=header))
 
     def kept_for(self, encoder: Encoder) -> "Codebook":
         """The same centroids for an encoder that was trained towards them: units keep their meaning."""
         first = self.provenance.kept_from or self.provenance.encoder
-        return Codebook(
-            self.centroids, replace(self.provenance, encoder=encoder.fingerprint, kept_from=first)
-        )
+        provenance = replace(self.provenance, encoder=encoder.fingerprint, kept_from=first)
+        return Codebook(self.centroids, provenance, self.source)
 
     def as_fitted(self) -> "Codebook":
         """The codebook before `kept_for`; itself where there was none."""
         first = self.provenance.kept_from or self.provenance.encoder
-        return Codebook(self.centroids, replace(self.provenance, encoder=first, kept_from=""))
+        provenance = replace(self.provenance, encoder=first, kept_from="")
+        return Codebook(self.centroids, provenance, self.source)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Tensor:
