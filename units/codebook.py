@@ -50,7 +50,7 @@ class Provenance:
     seed: int = 0
     frames: int = 0  # that the centroids were fitted to; 0: unknown
     kept_from: str = (
-        ""  # fingerprint of the encoder that they were fitted to, where `encoder` was trained to them
+        ""  # where `encoder` was trained towards them: fingerprint of the one they were fitted to
     )
 
 
