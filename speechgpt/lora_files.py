@@ -67,7 +67,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 @dataclass
 class Lora:
-    """An adapter that was read. Names are those of the base's state dict, `model.layers.0...q_proj.weight`."""
+    """An adapter that was read. Names are those of the base's state dict, `model...q_proj.weight`."""
 
     folder: Path
     settings: dict = field(repr=False)  # adapter_config.json
@@ -78,7 +78,7 @@ class Lora:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Lora":
-        """Raises FileNotFoundError or ValueError for what is missing, empty, or no LoRA that is known here."""
+        """Raises FileNotFoundError or ValueError for what is missing, empty, or no plain LoRA."""
         folder = model_folder(folder, ADAPTER)
         if not (folder / CONFIG_FILE).is_file():
             raise FileNotFoundError(f"{folder}: holds no {CONFIG_FILE}; expected a LoRA folder of peft")

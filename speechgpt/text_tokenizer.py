@@ -91,7 +91,7 @@ def train_tokenizer(texts: Iterable[str], size: int, folder: str | Path) -> int:
 
 
 def import_tokenizer(source: str | Path, folder: str | Path) -> int:
-    """Copies the text tokenizer of a LLaMA folder or hub name (tokenizer.json, or tokenizer.model); returns its size."""
+    """Copies the text tokenizer of a LLaMA (tokenizer.json, or tokenizer.model); returns its size."""
     source = model_folder(source, TOKENIZER)
     if (source / "tokenizer.json").exists():
         spec = read_json(source / "tokenizer.json")
