@@ -155,3 +155,10 @@ def make_checkpoint():
 @pytest.fixture(scope="session")
 def make_lora():
     return write_lora
+
+
+@pytest.fixture(scope="session")
+def golden_cases() -> dict:
+    import json
+
+    return json.loads((GOLDEN / "upstream.json").read_text(encoding="utf-8"))
