@@ -40,7 +40,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "instruct": ("speechgpt.data.instruct:main", "unit rows to instruction rows (stage 2)"),
         "chain": ("speechgpt.data.chain:main", "question-answer rows to chain-of-modality rows (stage 3)"),
         "published": ("speechgpt.data.published:main", "rows to and from the published JSON lines"),
-        "lint-data": ("speechgpt.lint_data:main", "faults of row files: drift, cut answers, leaks, ..."),
+        "lint-data": (
+            "speechgpt.lint_data:main",
+            "faults of row files: drift, cut answers, injected units, leaks",
+        ),
     },
     "Units": {
         "perturb": (

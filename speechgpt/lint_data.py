@@ -1,4 +1,4 @@
-"""`speechgpt lint-data`: what is wrong with row files, a line a finding, by a model's tokens if one is given."""
+"""`speechgpt lint-data`: what is wrong with row files, a line a finding; a model's tokens if given."""
 
 import argparse
 import json
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="speechgpt lint-data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Reports faults of row files: published JSON lines, unit lines, texts, rows of this package."
+        description="Reports faults of row files: published JSON lines, unit lines, texts, our own rows."
         "\nA row's split is its own; else train, dev, valid or test in the file's name; else the file."
         "\nExit code 0: nothing found; 2: findings, or a file that cannot be opened.",
         epilog=f"kinds of findings:{kinds}",

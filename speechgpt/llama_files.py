@@ -1,7 +1,7 @@
 """Upstream LLaMA checkpoints to safetensors, shard by shard, with a LoRA merged where one is given.
 
 Reads `pytorch_model.bin`, its shards, and safetensors. Weights keep their dtype unless another is asked for.
-At most about one output shard (2 GB) is in memory besides the mapped inputs.
+About two output shards (of 1 GB) are in memory, besides pages of mapped inputs that the system may drop.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter,
 from speechgpt.model import DTYPES, whole_folder
 from speechgpt.vocabulary import VOCABULARY_FILE, Vocabulary, holds_vocabulary
 
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 1 << 30
 PROVENANCE_FILE = "conversion.json"
 LEFT_OVER = ".rotary_emb.inv_freq"  # a buffer that transformers before 4.31 saved; it follows from the config
 TOKENIZER_FILES = (

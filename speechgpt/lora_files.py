@@ -8,6 +8,7 @@ was trained or resized) or single rows of them (peft's trainable tokens), which 
 import math
 import pickle
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,12 @@ _WHOLE = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.modules_to_sav
 # Variants whose arithmetic is another one.
 _REFUSED = {"use_dora": "DoRA", "fan_in_fan_out": "transposed weights", "use_qalora": "QALoRA"}
 
+# What torch's reader and safetensors' raise on damaged files: torch checks little of what it unpickles.
+_BROKEN = (
+    SafetensorError, pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError,
+    LookupError, TypeError, AttributeError, AssertionError, OverflowError,
+)  # fmt: skip
+
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a torch file (mapped, not read, where the file allows it) or of a safetensors file.
@@ -45,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             found = _read_torch(path)
     except FileNotFoundError:
         raise
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except _BROKEN as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(f"{path}: cannot be read as {path.suffix or 'torch'} weights ({reason})") from error
     if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
