@@ -37,7 +37,10 @@ K ?= $(shell sed -n 's/^k: *\([0-9]*\).*/\1/p' $(CONFIG)/codebook.yaml)
 C := work/$(PRESET)/$(CORPUS)#  what does not depend on K
 U := $(C)/km$(K)#               what does
 DATA := $(C)/data
-E := $(or $(ENCODER),$(C)/encoder)
+# Empty for a hub name, which the commands look up themselves.
+ENCODED := $(if $(ENCODER),$(wildcard $(ENCODER)/config.json),$(C)/encoder/done.json)
+FITTED := $(or $(ENCODER),$(C)/encoder)# what the codebook is fitted to
+E = $(if $(REFINE),$(U)/encoder,$(FITTED))
 CODEBOOK := $(U)/codebook.safetensors
 UNITS := $(U)/units.jsonl
 MODEL := $(U)/model/speechgpt.json
@@ -45,7 +48,7 @@ MODEL := $(U)/model/speechgpt.json
 $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
-.PHONY: help setup demo test lint data codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini
+.PHONY: help setup demo test lint data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini
 .PHONY: FORCE
 
 help: ## this list
@@ -88,11 +91,12 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(LISTEN_QA)) \
 	  --device $(DEVICE) --out work/listen/index.html
 
-# As it was trained: the encoder by four processes, the vocoder by two, the language model by one. With one GPU the
-# encoder takes four times the steps, and the vocoder hears half as much.
+# As it was trained: the encoder by four processes and then, towards its codebook, by one, the vocoder by two, the
+# language model by one. With one GPU the encoder takes four times the steps, and the vocoder hears half as much.
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
-	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
+	$(MAKE) --no-print-directory encoder PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
 	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
+	$(MAKE) --no-print-directory codebook PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory eval PRESET=mini TORCHRUN=
 
@@ -101,7 +105,8 @@ toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 
 # ---- the pipeline: goals, then the files that they stand for ----------------------------------------------------
 data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
-codebook: $(CODEBOOK) ## HuBERT by masked prediction, then k-means on its features
+encoder: $(ENCODED) ## HuBERT by masked prediction
+codebook: $(CODEBOOK) ## k-means on its features, or centroids that tell phones apart
 units: $(UNITS) $(U)/quality.json ## every recording as discrete units, and how good they are
 instruct: $(U)/instruct.jsonl ## rows with task descriptions
 stage1: $(U)/stage1/done.json ## modality adaptation: units alone
@@ -207,18 +212,23 @@ AS_HEARD ?= $(DATA)/manifest.jsonl
 ifeq ($(ENCODER)$(PRESET),speechgpt-7b)
 $(C)/encoder/done.json:
 	@echo "PRESET=speechgpt-7b takes an encoder that exists: give ENCODER=folder (mHuBERT base, Hugging Face layout)" >&2; exit 2
-ENCODED := $(C)/encoder/done.json
 else ifeq ($(ENCODER),)
 $(C)/encoder/done.json: $(C)/config/encoder.yaml $(AS_HEARD)
 	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) $(PRETRAIN_OPTIONS) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
-ENCODED := $(C)/encoder/done.json
-else
-ENCODED := $(wildcard $(ENCODER)/config.json)# nothing for a hub name, which the commands look up themselves
 endif
+# A preset may train the encoder further towards its own codebook, which stays (refine.yaml).
+REFINE := $(if $(ENCODER),,$(wildcard $(CONFIG)/refine.yaml))
+FIT := $(if $(REFINE),$(U)/fitted.safetensors,$(CODEBOOK))
 $(U)/codebook.yaml: $(C)/config/codebook.yaml
 	@mkdir -p $(@D); sed 's/^k:.*/k: $(K)/' $< > $@
-$(CODEBOOK): $(U)/codebook.yaml $(ENCODED) $(DATA)/manifest.jsonl
-	$(SPEECHGPT) codebook --config $< --encoder "$E" --manifest $(DATA)/manifest.jsonl --device $(DEVICE) --out $@
+$(FIT): $(U)/codebook.yaml $(ENCODED) $(DATA)/manifest.jsonl
+	$(SPEECHGPT) codebook --config $< --encoder "$(FITTED)" --manifest $(DATA)/manifest.jsonl --device $(DEVICE) --out $@
+ifneq ($(REFINE),)
+$E/done.json: $(C)/config/refine.yaml $(FIT) $(AS_HEARD)
+	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) --init $(FITTED) --teacher $(FITTED) --teacher-codebook $(FIT) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+$(CODEBOOK): $E/done.json
+	cp $E/codebook.safetensors $@
+endif
 $(UNITS): $(DATA)/manifest.jsonl $(CODEBOOK)
 	$(SPEECHGPT) units --encoder "$E" --codebook $(CODEBOOK) --manifest $< --device $(DEVICE) --out $@
 $(U)/quality.json: $(UNITS)
@@ -244,25 +254,14 @@ $(U)/stage1/done.json: $(C)/config/stage1.yaml $(U)/lm/config.json $(UNITS)
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/lm --data $(UNITS) $(STAGE1_TEXT) --out $(@D)
 $(U)/stage2/done.json: $(C)/config/stage2.yaml $(U)/stage1/done.json $(U)/instruct.jsonl
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage1 --data $(U)/instruct.jsonl --out $(@D)
-$(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.jsonl
-	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl --mix $(U)/instruct.jsonl --out $(@D)
-ifneq ($(wildcard $(CONFIG)/stage3b.yaml),) # a preset with two more rounds of stage 3, each on the merged last
-$(U)/llm-a/config.json: $(U)/stage3/done.json
-	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
-$(U)/chain-%.jsonl: $(C)/config/chain-%.yaml $(QA_FILE) $(QA_UNITS)
-	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
-$(U)/stage3b/done.json: $(C)/config/stage3b.yaml $(U)/llm-a/config.json $(U)/chain-b.jsonl $(U)/instruct.jsonl
-	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm-a --data $(U)/chain-b.jsonl --mix $(U)/instruct.jsonl --out $(@D)
-$(U)/llm-b/config.json: $(U)/stage3b/done.json
-	$(SPEECHGPT) merge-lora --adapter $(U)/stage3b --base $(U)/llm-a --out $(@D)
-$(U)/stage3c/done.json: $(C)/config/stage3c.yaml $(U)/llm-b/config.json $(U)/chain-c.jsonl $(U)/chain-b.jsonl
-	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm-b --data $(U)/chain-c.jsonl --mix $(U)/chain-b.jsonl --out $(@D)
-$(U)/llm/config.json: $(U)/stage3c/done.json
-	$(SPEECHGPT) merge-lora --adapter $(U)/stage3c --base $(U)/llm-b --out $(@D)
-else
+# What a preset says about questions that nobody speaks.
+TYPED := $(patsubst %,$(U)/chain-typed.jsonl,$(wildcard $(CONFIG)/chain-typed.yaml))
+$(U)/chain-typed.jsonl: $(C)/config/chain-typed.yaml $(QA_FILE)
+	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --out $@
+$(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.jsonl $(TYPED) $(U)/instruct.jsonl
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
-endif
 # A LLaMA that starts from fresh weights first sees text in stage 1.
 BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
 STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT))

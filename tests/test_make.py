@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PRESETS = ("toy", "mini", "own", "speechgpt-7b")
-PIPELINE = "data codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
+PIPELINE = "data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
 GOALS = ["help", "setup", "demo", "test", "lint", "talk", "listen", "toy", "mini", *PIPELINE]
 OWN = ["PRESET=own", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
 # The toy, smaller still: file -> setting -> value. Long enough that a kill lands in the middle.
@@ -115,7 +115,7 @@ def test_every_stage_of_an_own_corpus_has_a_plan(house, goal):
     assert [line for line in plan if line.startswith(read)]
     assert all("work/own/own" in line for line in plan)
     asked = [line for line in plan if line.startswith("speechgpt qa-sentences")]
-    assert len(asked) == (goal not in ("data", "codebook", "units", "vocoder"))
+    assert len(asked) == (goal not in ("data", "encoder", "codebook", "units", "vocoder"))
 
 
 def test_the_settings_reach_the_commands(house):
@@ -156,7 +156,7 @@ def test_prose_reaches_the_texts_the_tokenizer_and_stage_1(house):
     assert [line for line in plan if "--prose data/text/prose" in line and "text.jsonl" not in line]
 
 
-def test_mini_hears_no_disturbed_copies_and_goes_over_stage_3_three_times(house):
+def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_twice(house):
     (house / "recordings").mkdir(exist_ok=True)
     (house / "recordings" / "manifest.tsv").touch()
     plan = planned(house, "mini", "SPEECH=recordings", "GPUS=4", "CORPUS=all")
@@ -170,8 +170,15 @@ def test_mini_hears_no_disturbed_copies_and_goes_over_stage_3_three_times(house)
     assert encoders[0].startswith("torchrun --nproc_per_node 4")
     last = plan[-1]
     assert last.startswith("speechgpt eval") and "km256/model" in last
-    merges = [line.split(" --out ")[1] for line in plan if line.startswith("speechgpt merge-lora")]
-    assert merges == [f"work/mini/all/km256/{name}" for name in ("llm-a", "llm-b", "llm")]
+    first, second = dict.fromkeys(line.split(" --out ")[1] for line in encoders)
+    assert (first, second) == ("work/mini/all/encoder", "work/mini/all/km256/encoder")
+    (refined,) = {line for line in encoders if line.endswith(second)}
+    assert refined.startswith("speechgpt") and "--init work/mini/all/encoder" in refined
+    assert "--teacher-codebook work/mini/all/km256/fitted.safetensors" in refined
+    later = [line for line in plan if line.startswith(("speechgpt units", "speechgpt assemble"))]
+    assert later and all(f'--encoder "{second}"' in line for line in later)
+    (stage3,) = {line for line in plan if "stage3.yaml --model" in line}
+    assert "km256/chain.jsonl work/mini/all/km256/chain-typed.jsonl --mix" in stage3
 
 
 def test_stages_1_and_2_need_no_questions(house):

@@ -101,10 +101,20 @@ class CropSampler:
     """Draws crops of `crop_frames` frames and their labels; the same generator state gives the same batch."""
 
     def __init__(
-        self, pool: AudioPool, labels: list[Tensor], hop: int, field: int, crop_frames: int, sampling: dict
+        self,
+        pool: AudioPool,
+        labels: list[Tensor],
+        hop: int,
+        field: int,
+        crop_frames: int,
+        sampling: dict,
+        trim: float = 0.0,
     ) -> None:
-        """labels: for each source the labels of all rows (sum of N,), in the pool's order."""
-        self.pool, self.labels = pool, labels
+        """labels: for each source the labels of all rows (sum of N,), in the pool's order.
+
+        trim: the largest share of a row, where it is shorter than a crop, that is cut off at each end.
+        """
+        self.pool, self.labels, self.trim = pool, labels, trim
         self.hop, self.field, self.crop_frames = hop, field, crop_frames
         self.frame_counts = (pool.lengths - field) // hop + 1  # R
         self.frame_starts = self.frame_counts.cumsum(0) - self.frame_counts  # R
@@ -135,7 +145,13 @@ class CropSampler:
         wanted = math.ceil(self.crop_samples * speed) + ZERO_CROSSINGS  # samples before resampling
         room = (pool.lengths[picked] - wanted).clamp(min=0) // self.hop + 1  # B, places to start
         first = (chance[1] * room).long()  # B, in frames, so that labels stay in step
-        left = pool.lengths[picked] - first * self.hop  # B, samples to the row's end
+        cut = torch.zeros_like(first)  # B, samples off the row's end
+        if self.trim:
+            shares = self.trim * torch.rand(2, batch, generator=generator, device=device)
+            shares = shares * (pool.lengths[picked] <= wanted)
+            first = first + (shares[0] * (self.frame_counts[picked] - 1)).long()
+            cut = (shares[1] * pool.lengths[picked]).long()
+        left = (pool.lengths[picked] - first * self.hop - cut).clamp(min=self.field)  # B, samples to the end
         offsets = torch.arange(wanted, device=device)
         index = (pool.starts[picked] + first * self.hop)[:, None] + offsets  # B T
         waveforms = pool.samples[index.clamp(max=len(pool.samples) - 1)].float() / FULL_SCALE

@@ -25,6 +25,7 @@ class AugmentConfig:
         default_factory=lambda: [1.0]
     )  # multiples of 0.05; 1.1 is 10 % faster and higher
     speed_groups: int = 4  # equal parts of a batch, each at a speed of its own
+    trim: float = 0.0  # the largest share of a row, where it is shorter than a crop, that each end loses
     equalizer_chance: float = 0.0
     equalizer_db: float = 8.0  # the largest gain or cut
     band_chance: float = 0.0  # low-pass somewhere between 3.3 and 7.6 kHz
@@ -41,6 +42,8 @@ class AugmentConfig:
         for name in ("snr_db", "reverb_seconds", "reverb_direct_db", "gain_db"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected [lowest, highest]")
+        if not 0 <= self.trim < 0.5:
+            raise ValueError(f"trim: {self.trim}, expected 0 to less than 0.5")
         if not self.speeds or not all(0.5 <= s <= 2 for s in self.speeds):
             raise ValueError(f"speeds: {self.speeds}, expected numbers from 0.5 to 2")
 

@@ -1,5 +1,6 @@
 """HuBERT's training objective: predict the label of masked frames, and with a weight of unmasked ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,8 +9,9 @@ from torch.nn import functional
 
 from speechgpt.units.audio_pool import IGNORED
 from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
+from speechgpt.units.prototypes import class_scores
 
-HEADS = ("linear", "cosine")
+HEADS = ("linear", "cosine", "codebook")
 
 
 @dataclass
@@ -23,7 +25,9 @@ class MaskingConfig:
 
 @dataclass
 class HeadConfig:
-    kind: str = "cosine"  # cosine: HuBERT's, against label embeddings; linear: plain logits
+    # cosine: HuBERT's, against label embeddings; linear: plain logits; codebook: distances to the centroids
+    # of a codebook that stays as it is (--teacher-codebook), so that the units keep their meaning
+    kind: str = "cosine"
     width: int = 256  # cosine: of the projection and the label embeddings
     temperature: float = 0.1  # cosine
     layers: list[int] = field(
@@ -87,6 +91,27 @@ class Head(nn.Module):
             return projected @ embeddings.T / self.config.temperature
 
 
+class CodebookHead(nn.Module):
+    """Features (B, N, D) to scores of fixed centroids (B, N, K), or of the phone parts that own them."""
+
+    def __init__(self, centroids: Tensor, owner: Tensor | None = None) -> None:
+        """centroids (K, D); owner (K,) int64: scores (B, N, classes) of each owner's nearest centroid."""
+        super().__init__()
+        self.register_buffer("centroids", centroids)
+        self.register_buffer("owner", owner)
+        self.classes = 0 if owner is None else int(owner.max()) + 1
+        self.scale = float(centroids.var(0).mean()) + 1e-8  # as prototypes.py scales its features
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # near centroids differ by little
+            flat = features.float().flatten(0, -2)
+            if self.owner is None:
+                scores = flat @ self.centroids.T - self.centroids.square().sum(-1) / 2
+            else:
+                scores = class_scores(flat, self.centroids, self.owner, self.classes)
+            return scores.view(*features.shape[:-1], -1) / self.scale
+
+
 # One row of the statistics that `MaskedPrediction` returns for each label source, all sums over frames.
 STATISTICS = ("masked_loss", "masked_right", "masked", "unmasked_loss", "unmasked_right", "unmasked")
 
@@ -101,14 +126,17 @@ class MaskedPrediction(nn.Module):
         weights: list[float],
         config: HeadConfig,
         feature_grad_mult: float = 1.0,
+        fixed: Sequence[nn.Module] = (),
     ) -> None:
+        """`fixed`: for heads of kind codebook, one for each label source."""
         super().__init__()
         self.encoder, self.weights, self.config = encoder, weights, config
         self.feature_grad_mult = feature_grad_mult
         self.layers = tuple(config.layers) or (encoder.num_layers,)
         encoder.check_layer(self.layers[-1])
         self.heads = nn.ModuleList(
-            nn.ModuleList(Head(encoder.width, count, config) for count in classes) for _ in self.layers
+            nn.ModuleList(fixed or [Head(encoder.width, count, config) for count in classes])
+            for _ in self.layers
         )
 
     def forward(
@@ -121,7 +149,7 @@ class MaskedPrediction(nn.Module):
         found = self.encoder(
             waveforms, lengths, self.layers, mask, feature_grad_mult=self.feature_grad_mult
         )  # B N D each
-        if self.encoder.config.do_stable_layer_norm:
+        if self.encoder.config.do_stable_layer_norm and self.config.kind != "codebook":
             found = [self.encoder.model.encoder.layer_norm(features) for features in found]
         loss, statistics = waveforms.new_zeros(()), []
         for features, heads in zip(found, self.heads, strict=True):

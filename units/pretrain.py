@@ -19,6 +19,7 @@ from speechgpt.units.audio_pool import CropSampler
 from speechgpt.units.augment import augment
 from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.encoder import Encoder, choose_device
+from speechgpt.units.kept_codebook import check_kept, kept_heads, save_kept
 from speechgpt.units.masked_prediction import MaskedPrediction, describe, draw_mask, normalize_rows
 from speechgpt.units.pretrain_config import WATCHING, PretrainConfig
 from speechgpt.units.pretrain_data import load_data
@@ -50,10 +51,14 @@ class Pretraining:
         self.train, self.dev, classes = load_data(
             config, encoder, manifest, self.labels_path, key, world, teacher
         )
+        self.teacher, fixed = teacher, []
+        if config.head.kind == "codebook":
+            check_kept(config.head, self.kinds(), teacher, encoder.num_layers)
+            fixed = kept_heads(teacher, self.kinds(), self.train, self.dev)
         torch.manual_seed(self.training.seed)  # the heads start alike in every process
         weights = [target.weight for target in config.targets]
         self.model = MaskedPrediction(
-            encoder, classes, weights, config.head, self.training.feature_grad_mult
+            encoder, classes, weights, config.head, self.training.feature_grad_mult, fixed
         ).to(self.device)
         # Layers past the last predicted one would never get a gradient.
         for layer in encoder.model.encoder.layers[self.model.layers[-1] :]:
@@ -265,8 +270,10 @@ class Pretraining:
                 encoder.save(self.out, torch.float16)
             else:
                 encoder.save(self.out)
-            fingerprint = Encoder.load(self.out, "cpu").fingerprint
-            done = {"key": self.key, "fingerprint": fingerprint, "metrics": metrics}
+            saved = Encoder.load(self.out, "cpu")
+            if self.config.head.kind == "codebook":
+                save_kept(self.teacher, saved, self.out)
+            done = {"key": self.key, "fingerprint": saved.fingerprint, "metrics": metrics}
             write_json(self.out / "done.json", done | {"config": asdict(self.config)})
             for leftover in (self.checkpoint, self.labels_path):
                 leftover.unlink(missing_ok=True)

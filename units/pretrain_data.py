@@ -45,7 +45,7 @@ def load_data(
         ]
     hop, field = encoder.hop, encoder.receptive_field
     frames = max(1, round(config.training.crop_seconds * encoder.sample_rate / hop))
-    train = CropSampler(pools[0], labels[0], hop, field, frames, config.sampling)
+    train = CropSampler(pools[0], labels[0], hop, field, frames, config.sampling, config.augment.trim)
     dev = CropSampler(pools[1], labels[1], hop, field, frames, {}) if len(pools) > 1 else None
     return train, dev, classes
 

@@ -92,7 +92,7 @@ def _train(
     for _ in range(passes):
         for batch in torch.randperm(len(x), generator=generator).split(BATCH):
             batch = batch.to(device)
-            scores = class_scores(x[batch], centroids, owner)  # n C
+            scores = class_scores(x[batch], centroids, owner, int(classes.max()) + 1)  # n C
             loss = functional.cross_entropy(scores, y[batch], label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()
@@ -103,12 +103,11 @@ def _train(
     return centroids.detach().cpu().numpy()
 
 
-def class_scores(features: Tensor, centroids: Tensor, owner: Tensor) -> Tensor:
+def class_scores(features: Tensor, centroids: Tensor, owner: Tensor, classes: int) -> Tensor:
     """Features (N, D), centroids (K, D), their classes (K,): scores (N, C), the nearest centroid's of each.
 
     A score is x c - |c|^2 / 2, which ranks centroids as their distances do.
     """
     scores = features @ centroids.T - centroids.square().sum(-1) / 2  # N K
-    classes = int(owner.max()) + 1
     lowest = torch.full((len(features), classes), -1e4, device=features.device)
     return lowest.scatter_reduce(1, owner.expand(len(features), -1), scores, "amax")

@@ -68,6 +68,26 @@ def test_crops_and_labels_come_from_the_same_place():
     assert {int(n) for n in crops.lengths} == {8000, 16_080}
 
 
+def test_trimmed_rows_lose_a_share_of_each_end_and_their_labels_with_it():
+    pool = a_pool([1.0, 3.0], "ab")
+    sampler = CropSampler(pool, [numbered(pool)], 320, 400, 80, {"a": 1.0, "b": 1.0}, trim=0.25)
+    crops, starts, lengths = sampler.draw(200, seeded()), set(), set()
+    for waveform, length, labels in zip(crops.waveforms, crops.lengths, crops.labels[0], strict=True):
+        row, frame = divmod(int(labels[0]), 1000)
+        source = pool.waveform(row)[frame * 320 :][: int(length)]
+        torch.testing.assert_close(waveform[: int(length)], source)
+        assert not waveform[int(length) :].any()
+        frames = (int(length) - 400) // 320 + 1
+        assert labels[:frames].tolist() == list(range(int(labels[0]), int(labels[0]) + frames))
+        if row == 0:  # shorter than a crop
+            starts.add(frame)
+            lengths.add(int(length) + frame * 320)
+        else:
+            assert int(length) == sampler.crop_samples
+    assert min(starts) == 0 and max(starts) == 11 and len(starts) == 12  # of 49 frames
+    assert 12_000 <= min(lengths) < 12_400 and 15_600 < max(lengths) <= 16_000
+
+
 def test_the_same_seed_draws_the_same_crops():
     pool = a_pool([2.0, 3.0], "ab")
     sampler = CropSampler(pool, [numbered(pool)], 320, 400, 40, {})
