@@ -17,8 +17,8 @@ QA ?=#                your questions and answers (JSON lines), for stage 3
 SPEECH ?=#            folder with a manifest.tsv of recordings (MODEL_CARD.md): mini trains on them, `make listen` plays them
 PROSE ?= data/text/prose# mini: folders of English prose (.txt) that is spoken and read: ours, books, WordNet's data.*
 TALKER ?= mini#       model that `make talk` and `make listen` ask: mini, or the folder that `make model` wrote
-ENCODER ?=#           HuBERT folder of your own: nothing is pretrained
-LLAMA ?=#             LLaMA folder that is extended, instead of the one that llama.yaml names
+ENCODER ?=#           HuBERT folder of your own, or hub name: nothing is pretrained
+LLAMA ?=#             LLaMA folder or hub name that is extended, instead of the one that llama.yaml names
 TORCHRUN ?=#          e.g. "torchrun --nproc_per_node 8": starts the trainers on several GPUs
 GPUS ?= 1#            for `make mini`: 1 or 4
 PRETRAIN_OPTIONS ?=#  more for the encoder's training, e.g. --steps 28000
@@ -37,7 +37,8 @@ K ?= $(shell sed -n 's/^k: *\([0-9]*\).*/\1/p' $(CONFIG)/codebook.yaml)
 C := work/$(PRESET)/$(CORPUS)#  what does not depend on K
 U := $(C)/km$(K)#               what does
 DATA := $(C)/data
-ENCODED := $(or $(ENCODER:%=%/config.json),$(C)/encoder/done.json)
+# Empty for a hub name, which the commands look up themselves.
+ENCODED := $(if $(ENCODER),$(wildcard $(ENCODER)/config.json),$(C)/encoder/done.json)
 FITTED := $(or $(ENCODER),$(C)/encoder)# what the codebook is fitted to
 E = $(if $(REFINE),$(U)/encoder,$(FITTED))
 CODEBOOK := $(U)/codebook.safetensors

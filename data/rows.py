@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 
 from speechgpt.data.files import read_jsonl, write_jsonl
@@ -62,25 +63,35 @@ def check_split(row) -> None:
         raise ValueError(f"row {row.id}: split is {row.split!r}; expected {', '.join(SPLITS)}")
 
 
+def row_of(kind: type, values: dict):
+    """One `kind` (a dataclass) from a JSON object, checked. Raises ValueError that says what is wrong."""
+    known, needed = _fields_of(kind)
+    if missing := needed - values.keys():
+        raise ValueError(f"missing {', '.join(sorted(missing))}; found {', '.join(values)}")
+    if unknown := values.keys() - known:
+        raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
+    for name, value in values.items():
+        if not _is_a(known[name], value):
+            wanted = getattr(known[name], "__name__", known[name])
+            raise ValueError(f"{name} is {str(value)[:60]!r}; expected {wanted}")
+    item = kind(**values)
+    item.check()
+    return item
+
+
+@cache
+def _fields_of(kind: type) -> tuple[dict[str, type], set[str]]:
+    """({field: its type}, the fields without a default)."""
+    return {f.name: f.type for f in fields(kind)}, {f.name for f in fields(kind) if _required(f)}
+
+
 def read_rows(kind: type, path: str | Path) -> Iterator:
     """Yields one `kind` (a dataclass) a line. Raises ValueError naming `path:line` for a broken row."""
-    known = {f.name: f.type for f in fields(kind)}
-    needed = {f.name for f in fields(kind) if _required(f)}
     for number, row in read_jsonl(path):
-        if missing := needed - row.keys():
-            raise ValueError(f"{path}:{number}: missing {', '.join(sorted(missing))}; found {', '.join(row)}")
-        if unknown := row.keys() - known:
-            raise ValueError(f"{path}:{number}: unknown field {', '.join(sorted(unknown))}")
-        for name, value in row.items():
-            if not _is_a(known[name], value):
-                wanted = getattr(known[name], "__name__", known[name])
-                raise ValueError(f"{path}:{number}: {name} is {str(value)[:60]!r}; expected {wanted}")
-        item = kind(**row)
         try:
-            item.check()
+            yield row_of(kind, row)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from error
-        yield item
 
 
 def write_rows(path: str | Path, rows: Iterable) -> int:

@@ -40,6 +40,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "instruct": ("speechgpt.data.instruct:main", "unit rows to instruction rows (stage 2)"),
         "chain": ("speechgpt.data.chain:main", "question-answer rows to chain-of-modality rows (stage 3)"),
         "published": ("speechgpt.data.published:main", "rows to and from the published JSON lines"),
+        "lint-data": (
+            "speechgpt.lint_data:main",
+            "faults of row files: drift, cut answers, injected units, leaks",
+        ),
     },
     "Units": {
         "perturb": (
@@ -60,6 +64,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "train": ("speechgpt.train:main", "run a training stage (1, 2 or 3)"),
         "merge-lora": ("speechgpt.model:merge_main", "merge an adapter into an ordinary checkpoint"),
         "convert": ("speechgpt.convert:main", "published files (fairseq, joblib, LLaMA) to a folder of ours"),
+        "fetch": ("speechgpt.data.hub:main", "a hub name's folder in the local cache, fetched if need be"),
         "assemble": ("speechgpt.assemble:main", "join encoder, codebook, LLaMA and vocoder into a model"),
         "eval": ("speechgpt.evaluate:main", "measure a model: report.json and report.html"),
     },
@@ -70,7 +75,6 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded
     "TOKENIZERS_PARALLELISM": "false",
 }
 

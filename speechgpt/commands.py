@@ -51,7 +51,7 @@ def talk(argv: list[str]) -> int:
         raise ValueError("--text is empty")
     from speechgpt.model_dir import find_model
 
-    model_dir, model = find_model(args.model), None
+    model_dir, model = find_model(args.model, **given_parts(args)), None
     typed = args.text is not None
     questions = ["--text"] if typed else args.files
     wavs = answer_names(["text"] if typed else args.files, args.out_dir)
@@ -104,6 +104,7 @@ def _talk_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-speech", action="store_true", help="answer in text alone, write no wav")
     add_json(parser)
     add_model(parser)
+    add_parts(parser)
     return parser
 
 
@@ -163,10 +164,11 @@ def transcribe(argv: list[str]) -> int:
     parser.add_argument("files", nargs="+", metavar="FILE")
     add_json(parser)
     add_model(parser)
+    add_parts(parser)
     args = parser.parse_args(argv)
     from speechgpt.model_dir import find_model
 
-    model_dir, model = find_model(args.model), None
+    model_dir, model = find_model(args.model, **given_parts(args)), None
     faults = Faults("transcribe")
     for path in args.files:
         waveform = faults.attempt(path, _read_question, path, model_dir)
@@ -188,13 +190,14 @@ def speak(argv: list[str]) -> int:
     parser.add_argument("text", metavar="TEXT")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav to write")
     add_model(parser)
+    add_parts(parser)
     args = parser.parse_args(argv)
     if not args.text.strip():
         raise ValueError("TEXT is empty")
     from speechgpt.model_dir import find_model
 
     check_target(args.out)
-    model = load_model(find_model(args.model), args, encoder=False, vocoder=True)
+    model = load_model(find_model(args.model, **given_parts(args)), args, encoder=False, vocoder=True)
     waveform = model.speak(args.text, seed=args.seed)
     save_speech(args.out, waveform, model.sample_rate)
     emit(f"{args.out} ({len(waveform) / model.sample_rate:.2f} s)")
@@ -204,6 +207,8 @@ def speak(argv: list[str]) -> int:
 def load_model(model_dir, args: argparse.Namespace, encoder: bool, vocoder: bool):
     from speechgpt.pipeline import SpeechGPT
 
+    # Before the language model is read, which may take minutes.
+    model_dir.check(*(["encoder", "codebook"] if encoder else []), *(["vocoder"] if vocoder else []))
     return SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder).warm_up()
 
 
@@ -237,7 +242,26 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="mini|DIR", help="default: mini")
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME|DIR",
+                        help="mini (default), a model or LLaMA folder, or a hub name")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="for models that sample (default 0)")
+
+
+PARTS = {
+    "lora": "adapter folder or hub name, merged into the language model",
+    "encoder": "encoder, instead of the model's or where it has none",
+    "codebook": "codebook, likewise",
+    "vocoder": "vocoder, likewise",
+}
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """For a --model that is a language model alone, such as the published ones."""
+    for name, line in PARTS.items():
+        parser.add_argument(f"--{name}", type=Path, metavar="PATH", help=line)
+
+
+def given_parts(args: argparse.Namespace) -> dict[str, Path | None]:
+    return {name: getattr(args, name) for name in PARTS}

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from speechgpt.data.files import read_json, write_json
-from speechgpt.model_dir import MODEL_FILE, ModelConfig, ModelDir
+from speechgpt.model_dir import MODEL_FILE, PUBLISHED_DECODING, ModelConfig, ModelDir
 from speechgpt.originals import (
     CODEBOOK,
     CONVERTER,
@@ -30,8 +30,6 @@ from speechgpt.originals import (
 
 RECORD_FILE = "convert.json"  # what the folder was converted from; written last
 PARTS = (ENCODER, CODEBOOK, VOCODER, LLM)
-# How the paper decodes (section 4 of SpeechGPT, arXiv 2305.11000).
-PUBLISHED_DECODING = {"sample": True, "temperature": 0.8, "top_k": 60, "top_p": 0.8, "max_new_tokens": 2048}
 
 
 def convert(

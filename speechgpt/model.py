@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from speechgpt.data.files import read_json
+from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
 from speechgpt.data.settings import load_settings
-from speechgpt.vocabulary import PROFILES, Vocabulary
+from speechgpt.lora_files import Lora, apply_lora
+from speechgpt.vocabulary import PROFILES, Vocabulary, holds_vocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -37,7 +39,7 @@ class LlamaSettings:
     norm_epsilon: float = 1e-6
     init_range: float = 0.02  # standard deviation of fresh weights
     dropout: float = 0.0  # on attention
-    base: str = ""  # folder (or cached hub name) of a LLaMA to extend; empty: fresh weights
+    base: str = ""  # folder (or hub name) of a LLaMA to extend; empty: fresh weights
     profile: str = "native"  # native | upstream, see speechgpt.vocabulary
     dtype: str = "float32"  # of the written weights
     seed: int = 1
@@ -81,9 +83,10 @@ def new_llama(settings: LlamaSettings, vocabulary: Vocabulary) -> "LlamaForCausa
 
 
 def load_llama(folder: str | Path, dtype: str | torch.dtype = "float32") -> "LlamaForCausalLM":
-    """An ordinary LLaMA checkpoint, from a folder or the local hub cache; nothing is downloaded."""
+    """An ordinary LLaMA checkpoint, from a folder or by its hub name."""
     from transformers import AutoConfig, LlamaForCausalLM
 
+    folder = model_folder(folder, LLAMA)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -94,14 +97,30 @@ def load_llama(folder: str | Path, dtype: str | torch.dtype = "float32") -> "Lla
     return LlamaForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
 
 
-def load_trained(folder: str | Path, dtype: str | torch.dtype = "float32"):
-    """(model, vocabulary) of a folder of ours; raises ValueError when their sizes differ."""
-    vocabulary = Vocabulary.load(folder)
+def load_trained(folder: str | Path, dtype: str | torch.dtype = "float32", lora: str | Path | None = None):
+    """(model, vocabulary) of a folder of ours or a published one; with `lora`, that adapter merged in.
+
+    Raises ValueError when the sizes of model and vocabulary differ.
+    """
+    folder = model_folder(folder, LLAMA)
+    vocabulary = Vocabulary.load(folder) if lora is None else _adapted_vocabulary(folder, Path(lora))
     model = load_llama(folder, dtype)
+    if lora is not None:
+        apply_lora(model, Lora.read(lora), vocabulary.size)
     rows = model.get_input_embeddings().num_embeddings
     if rows != vocabulary.size:
         raise ValueError(f"{folder}: the model has {rows} rows, its vocabulary {vocabulary.size}")
     return model, vocabulary
+
+
+def _adapted_vocabulary(base: Path, lora: Path) -> Vocabulary:
+    """The base's, or the adapter's where the base has none; both must be the same."""
+    if not holds_vocabulary(lora):
+        return Vocabulary.load(base)
+    trained_with = Vocabulary.load(lora)
+    if holds_vocabulary(base) and Vocabulary.load(base).describe() != trained_with.describe():
+        raise ValueError(f"{lora}: was trained with another vocabulary than {base} has")
+    return trained_with
 
 
 def extend_llama(model: "LlamaForCausalLM", vocabulary: Vocabulary, seed: int = 1) -> "LlamaForCausalLM":
@@ -224,37 +243,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def merge_lora(adapter: str | Path, base: str | Path, dtype: str = "float32"):
-    """(model, vocabulary): the base with the adapter's update and new rows added in, an ordinary LLaMA."""
-    from peft import PeftModel
-
-    model, vocabulary = load_trained(base, dtype)
-    if (Path(adapter) / "speechgpt_vocab.json").exists():
-        trained_with = Vocabulary.load(adapter)
-        if trained_with.describe() != vocabulary.describe():
-            raise ValueError(f"{adapter}: was trained with another vocabulary than {base} has")
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    return merged, vocabulary
-
-
 def merge_main(argv: list[str]) -> int:
     """`speechgpt merge-lora`"""
     parser = argparse.ArgumentParser(
         prog="speechgpt merge-lora", description="merge an adapter into its base"
     )
-    parser.add_argument("--adapter", required=True, type=Path, help="folder that stage 3 wrote")
-    parser.add_argument("--base", required=True, type=Path, help="model folder that stage 3 started from")
+    parser.add_argument("--adapter", required=True, type=Path, help="folder that stage 3 or peft wrote")
+    parser.add_argument("--base", required=True, type=Path, help="model folder that it was trained on")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: the base's own")
     args = parser.parse_args(argv)
-    config = args.adapter / "adapter_config.json"
+    adapter, args.base = model_folder(args.adapter, ADAPTER), model_folder(args.base, LLAMA)
+    config = adapter / "adapter_config.json"
     if not config.is_file():
         raise FileNotFoundError(f"{config} is missing: expected an adapter, as `speechgpt train` writes it")
     if not (args.base / "config.json").is_file():
         raise FileNotFoundError(f"{args.base}/config.json is missing: {args.base} is no model folder")
     _check_replaceable(args.out)
-    model, vocabulary = merge_lora(args.adapter, args.base)
-    stored = read_json(args.base / "config.json").get("dtype", "float32")
+    model, vocabulary = load_trained(args.base, lora=adapter)
+    described = read_json(args.base / "config.json")
+    stored = described.get("dtype") or described.get("torch_dtype") or "float32"
     save_llama(model.to(DTYPES[args.dtype or stored]), vocabulary, args.out)
     print(f"{args.out}: {args.adapter} merged into {args.base}, rank {read_json(config).get('r')}")
     return 0

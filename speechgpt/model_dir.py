@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechgpt.data.files import read_json
+from speechgpt.data.hub import ADAPTER, LLAMA, is_hub_name, model_folder
+from speechgpt.data.published import PREFIX
 from speechgpt.devices import choose_device
 
 if TYPE_CHECKING:
@@ -27,9 +29,10 @@ FORMAT = 1
 MODEL_FILE = "speechgpt.json"
 MODELS = Path(__file__).parent / "models"  # shipped with the package
 LONGEST_QUESTION = 30.0  # seconds
-LARGE_WEIGHTS = (
-    2 << 30
-)  # bytes; on a GPU a larger language model computes in bfloat16, smaller ones in float32
+# Bytes; on a GPU a larger language model computes in bfloat16, smaller ones in float32.
+LARGE_WEIGHTS = 2 << 30
+# How the paper decodes (section 4 of SpeechGPT, arXiv 2305.11000).
+PUBLISHED_DECODING = {"sample": True, "temperature": 0.8, "top_k": 60, "top_p": 0.8, "max_new_tokens": 2048}
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class ModelConfig:
     name: str
     profile: str = "native"  # vocabulary profile: native | upstream
     prefix: str = ""  # system text before every prompt
-    layer: int = 1  # encoder layer that the codebook was made from, counted from 1
+    layer: int = 1  # encoder layer that the codebook was made from, from 1; 0: the one that the codebook says
     decoding: dict[str, Any] = field(default_factory=dict)  # temperature, top_k, ...; empty: the defaults
     max_question_seconds: float = LONGEST_QUESTION  # talk and transcribe refuse longer recordings
     plain_text: bool = False  # typed text becomes lower-case words, numbers spelled out, as it was trained
@@ -64,35 +67,45 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ModelDir:
-    """A model directory that exists and has all its parts."""
+    """A model directory that exists and has all its parts; or a language model with the parts given to it."""
 
     path: Path
     config: ModelConfig
+    given: dict[str, Path] = field(default_factory=dict)  # parts from elsewhere, and perhaps "lora"
 
     @property
     def encoder(self) -> Path:
-        return self.path / "encoder"
+        return self.given.get("encoder", self.path / "encoder")
 
     @property
     def codebook(self) -> Path:
-        return self.path / "codebook.safetensors"
+        return self.given.get("codebook", self.path / "codebook.safetensors")
 
     @property
     def llm(self) -> Path:
-        return self.path / "llm"
+        return self.given.get("llm", self.path / "llm")
 
     @property
     def vocoder(self) -> Path:
-        return self.path / "vocoder"
+        return self.given.get("vocoder", self.path / "vocoder")
+
+    def check(self, *parts: str) -> None:
+        """Raises ValueError that names the options when the language model came without these parts."""
+        if missing := [name for name in parts if name not in self.given and not getattr(self, name).exists()]:
+            options = " ".join(f"--{name} PATH" for name in missing)
+            raise ValueError(f"{self.path}: a language model without {' and '.join(missing)}; give {options}")
 
     def load_encoder(self, device: str = "auto") -> "UnitEncoder":
         """Refuses a codebook of another encoder or layer."""
-        return load_encoder(self.encoder, self.codebook, self.config.layer, device)
+        self.check("encoder", "codebook")
+        return load_encoder(self.encoder, self.codebook, self.config.layer or None, device)
 
     def load_generator(self, device: str = "auto") -> "Generator":
-        return load_generator(self.llm, self.config.prefix, self.config.decoding, device)
+        lora = self.given.get("lora")
+        return load_generator(self.llm, self.config.prefix, self.config.decoding, device, lora)
 
     def load_synthesizer(self, device: str = "auto") -> "Synthesizer":
+        self.check("vocoder")
         return load_synthesizer(self.vocoder, device)
 
 
@@ -130,19 +143,31 @@ def load_synthesizer(vocoder: Path, device: str = "auto", config: Path | None = 
 
 
 def load_generator(
-    llm: str | Path, prefix: str = "", decoding: dict[str, Any] | None = None, device: str = "auto"
+    llm: str | Path,
+    prefix: str = "",
+    decoding: dict[str, Any] | None = None,
+    device: str = "auto",
+    lora: str | Path | None = None,
 ) -> "Generator":
-    """A language model folder with its prompts, its decoding and its grammar."""
+    """A language model folder with its prompts, its decoding and its grammar.
+
+    `llm` may be a hub name, and `lora` is merged into it; an adapter's folder alone names its base.
+    """
     from speechgpt.generate import Decoding, Generator
+    from speechgpt.lora_files import base_of, is_adapter
     from speechgpt.model import load_trained
     from speechgpt.prompts import PromptFormat
 
-    llm, device = Path(llm), choose_device(device)
+    llm, device = model_folder(llm, LLAMA, ADAPTER), choose_device(device)
+    if lora is None and is_adapter(llm):
+        llm, lora = base_of(llm), llm
+    elif lora is not None:
+        lora = model_folder(lora, ADAPTER)
     weights = sum(p.stat().st_size for pattern in ("*.safetensors", "*.bin") for p in llm.glob(pattern))
     dtype = "bfloat16" if weights > LARGE_WEIGHTS and device != "cpu" else "float32"
     settings = Decoding.from_dict(decoding or {})
-    with naming(llm):
-        model, vocabulary = load_trained(llm, dtype)
+    with naming(*([llm, lora] if lora else [llm])):
+        model, vocabulary = load_trained(llm, dtype, lora)
     return Generator(model.to(device), PromptFormat(vocabulary, prefix), settings)
 
 
@@ -151,20 +176,36 @@ def known_models() -> list[str]:
     return sorted(p.parent.name for p in MODELS.glob(f"*/{MODEL_FILE}"))
 
 
-def find_model(model: str | Path) -> ModelDir:
-    """A shipped model by name, or a model directory. Raises ValueError that lists the known names."""
+def find_model(model: str | Path, **given: Path | None) -> ModelDir:
+    """A shipped model by name, a model directory, or a language model by its folder or hub name.
+
+    `given`: encoder, codebook, vocoder and lora from elsewhere; None: the model's own. Raises ValueError that
+    lists the known names.
+    """
+    parts = {name: Path(path) for name, path in given.items() if path is not None}
     named = MODELS / str(model)
-    path = named if str(model) in known_models() else Path(model)
+    path = named if str(model) in known_models() else model_folder(model, LLAMA, ADAPTER)
     if not (path / MODEL_FILE).is_file():
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            return ModelDir(path, _bare_config(path), {"llm": path, **parts})
         known = ", ".join(known_models()) or "none is shipped here"
         what = f"folder without {MODEL_FILE}" if path.is_dir() else "no such model or folder"
         raise ValueError(
             f"unknown model {str(model)!r} ({what}); known models: {known}; or give a model directory"
         )
-    found = ModelDir(path, ModelConfig.read(path / MODEL_FILE))
-    parts = (found.encoder, found.codebook, found.llm, found.vocoder)
-    if missing := [p.name for p in parts if not p.exists()]:
+    found = ModelDir(path, ModelConfig.read(path / MODEL_FILE), parts)
+    paths = (found.encoder, found.codebook, found.llm, found.vocoder)
+    if missing := [p.name for p in paths if not p.exists() and not is_hub_name(p)]:
         raise ValueError(
             f"{path}: the model has no {', '.join(missing)}; `speechgpt assemble` builds a whole one"
         )
     return found
+
+
+def _bare_config(folder: Path) -> ModelConfig:
+    """What a language model without a speechgpt.json is taken for: as published, where its tokens are."""
+    described = folder / "speechgpt_vocab.json"
+    native = described.is_file() and read_json(described).get("profile") == "native"
+    if native:
+        return ModelConfig(folder.name, layer=0)
+    return ModelConfig(folder.name, "upstream", PREFIX, layer=0, decoding=PUBLISHED_DECODING)

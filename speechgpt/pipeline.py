@@ -62,6 +62,7 @@ class SpeechGPT:
         wanted = {"encoder": encoder, "generator": llm, "synthesizer": vocoder}
         for name in (name for name, now in wanted.items() if now):
             getattr(self, name)
+        self._check_sizes()
 
     @classmethod
     def load(cls, model: str | Path = "mini", device: str = "auto") -> "SpeechGPT":
@@ -79,6 +80,19 @@ class SpeechGPT:
     @cached_property
     def synthesizer(self) -> "Synthesizer":
         return self.model_dir.load_synthesizer(self.device)
+
+    def _check_sizes(self) -> None:
+        """Refuses parts from several places whose units cannot be the same. Raises ValueError."""
+        sizes, parts = {}, self.model_dir
+        if "generator" in self.__dict__:
+            sizes[parts.llm] = self.generator.vocabulary.num_units
+        if "encoder" in self.__dict__:
+            sizes[parts.codebook] = self.encoder.codebook.size
+        if "synthesizer" in self.__dict__:
+            sizes[parts.vocoder] = self.synthesizer.vocoder.config.num_units
+        if len(set(sizes.values())) > 1:
+            said = ", ".join(f"{part} has {size} units" for part, size in sizes.items())
+            raise ValueError(f"the parts do not belong together: {said}")
 
     @property
     def sample_rate(self) -> int:

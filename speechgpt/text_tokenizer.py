@@ -10,6 +10,7 @@ import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from speechgpt.data.files import read_json, read_jsonl, write_json, write_text
+from speechgpt.data.hub import TOKENIZER, model_folder
 from speechgpt.data.settings import load_settings
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
@@ -89,25 +90,9 @@ def train_tokenizer(texts: Iterable[str], size: int, folder: str | Path) -> int:
     return tokenizer_size(spec)
 
 
-def cached_folder(source: str | Path) -> Path:
-    """The folder itself, or that of a hub name which is in the local cache; nothing is downloaded."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source), local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{source}: neither a folder nor a model in the local hub cache; give the folder of a LLaMA "
-            "(make: LLAMA=folder)"
-        ) from error
-
-
 def import_tokenizer(source: str | Path, folder: str | Path) -> int:
-    """Copies the text tokenizer of a LLaMA folder (tokenizer.json, or tokenizer.model); returns its size."""
-    source = cached_folder(source)
+    """Copies the text tokenizer of a LLaMA (tokenizer.json, or tokenizer.model); returns its size."""
+    source = model_folder(source, TOKENIZER)
     if (source / "tokenizer.json").exists():
         spec = read_json(source / "tokenizer.json")
         specials = special_names(source, spec)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechgpt.cli import QUIET
+from speechgpt.data.hub import LLAMA, model_folder
 from speechgpt.stages import Run, StageConfig, check_trainer_keys
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of the run and its model")
     args = parser.parse_args(argv)
     config = StageConfig.load(args.config)
+    args.model = model_folder(args.model, LLAMA)
     run = Run.describe(config, args.model, args.data, args.mix, args.dev, args.out)
     if run.finished():
         (args.out / "done.json").touch()  # newer than its inputs again, so that make rests

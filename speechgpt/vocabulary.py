@@ -123,7 +123,7 @@ class Vocabulary(ABC):
         folder = Path(folder)
         described = folder / VOCABULARY_FILE
         if not described.exists():
-            if (folder / "tokenizer.model").exists() and (folder / "added_tokens.json").exists():
+            if holds_vocabulary(folder):
                 return UpstreamVocabulary.from_published(folder)
             raise FileNotFoundError(
                 f"{described} is missing: {folder} is no language model of ours; "
@@ -206,6 +206,12 @@ class NativeVocabulary(Vocabulary):
 
 
 _ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+
+def holds_vocabulary(folder: str | Path) -> bool:
+    """Whether `Vocabulary.load` finds units and markers there, and not a text tokenizer alone."""
+    published = [Path(folder) / name for name in ("tokenizer.model", "added_tokens.json")]
+    return (Path(folder) / VOCABULARY_FILE).exists() or all(path.exists() for path in published)
 
 
 def full_name(name: str) -> str:

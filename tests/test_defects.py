@@ -14,6 +14,7 @@ DEFECTS = {
     "end markers that the data uses are no tokens": [
         "speechgpt/test_vocabulary.py::test_native_ids_follow_the_published_order",
         "speechgpt/test_grammar.py::test_any_walk_is_a_well_formed_turn_within_the_limit",
+        "speechgpt/test_lint_data.py::test_the_published_model_has_markers_in_pieces",
     ],
     "the template of inference is not that of training": [
         "speechgpt/test_prompts.py::test_the_prompt_is_the_unsupervised_part_of_the_row",
@@ -46,6 +47,7 @@ DEFECTS = {
     ],
     "adapters lose the rows of the new tokens": [
         "speechgpt/test_lora.py::test_adapter_round_trip_and_merge",
+        "speechgpt/test_llama_files.py::test_rows_of_new_tokens_come_from_the_adapter_or_it_is_refused",
     ],
     "any layer can be paired with the codebook of one": [
         "speechgpt/test_bad_input.py::test_another_layer_than_the_codebooks",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from speechgpt.data.files import atomic_path, write_json
+from speechgpt.data.hub import ENCODER, model_folder
 from speechgpt.units.encoder_files import (
     CONFIG_FILE,
     ENCODER_FILE,
@@ -109,8 +110,8 @@ class Encoder(nn.Module):
     def load(
         cls, path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None
     ) -> "Encoder":
-        """Reads a Hugging Face folder: config.json, model.safetensors and, where it is ours, encoder.json."""
-        path = Path(path)
+        """Reads a Hugging Face folder (or hub name): config.json, model.safetensors, encoder.json if ours."""
+        path = model_folder(path, ENCODER)
         config, extra = read_configs(path)
         weights = read_weights(path)
         encoder = cls(config, extra["normalize"], extra["sample_rate"], extra.get("provenance"))

@@ -131,5 +131,5 @@ def test_libraries_are_told_to_be_quiet(monkeypatch):
     for variable in cli.QUIET:
         monkeypatch.delenv(variable, raising=False)
     assert command(lambda argv: 0, monkeypatch)() == 0
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1"
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
