@@ -59,6 +59,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "init-lm": ("speechgpt.model:main", "make or extend the LLaMA checkpoint"),
         "train": ("speechgpt.train:main", "run a training stage (1, 2 or 3)"),
         "merge-lora": ("speechgpt.model:merge_main", "merge an adapter into an ordinary checkpoint"),
+        "convert": ("speechgpt.convert:main", "published files (fairseq, joblib, LLaMA) to a folder of ours"),
         "assemble": ("speechgpt.assemble:main", "join encoder, codebook, LLaMA and vocoder into a model"),
         "eval": ("speechgpt.evaluate:main", "measure a model: report.json and report.html"),
     },

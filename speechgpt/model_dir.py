@@ -110,18 +110,23 @@ def naming(*paths: Path) -> Iterator[None]:
 
 
 def load_encoder(encoder: Path, codebook: Path, layer: int | None, device: str = "auto") -> "UnitEncoder":
-    """Refuses a codebook of another encoder or layer."""
+    """Refuses a codebook of another encoder or layer. Original files are converted once, to the cache."""
+    from speechgpt.conversion_cache import ready_codebook, ready_encoder
     from speechgpt.units.encode import UnitEncoder
 
     with naming(codebook, encoder):
+        encoder = ready_encoder(encoder)
+        codebook = ready_codebook(codebook, encoder, layer)
         return UnitEncoder.load(encoder, codebook, layer=layer, device=choose_device(device))
 
 
-def load_synthesizer(vocoder: Path, device: str = "auto") -> "Synthesizer":
+def load_synthesizer(vocoder: Path, device: str = "auto", config: Path | None = None) -> "Synthesizer":
+    """`vocoder`: a folder or a CodeHiFiGAN generator; `config`: the generator's, if it is not beside it."""
+    from speechgpt.conversion_cache import ready_vocoder
     from speechgpt.vocoder.synthesize import Synthesizer
 
     with naming(vocoder):
-        return Synthesizer.load(vocoder, device=choose_device(device))
+        return Synthesizer.load(ready_vocoder(vocoder, config), device=choose_device(device))
 
 
 def load_generator(

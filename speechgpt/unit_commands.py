@@ -10,8 +10,12 @@ from speechgpt.commands import Faults, add_model, check_target, command_parser, 
 def encode(argv: list[str]) -> int:
     parser = command_parser("encode", "Recordings to units: <sosp>...<eosp> a line for each file, in order.")
     parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--encoder", type=Path, metavar="PATH", help="encoder folder (default: the model's)")
-    parser.add_argument("--codebook", type=Path, metavar="PATH", help="codebook file (default: the model's)")
+    parser.add_argument(
+        "--encoder", type=Path, metavar="PATH", help="encoder, or a fairseq .pt (default: the model's)"
+    )
+    parser.add_argument(
+        "--codebook", type=Path, metavar="PATH", help="codebook, or a joblib k-means (default: the model's)"
+    )
     parser.add_argument("--layer", type=int, metavar="N", help="encoder layer (default: the codebook's)")
     parser.add_argument("--frames", action="store_true", help="one unit a frame, not deduplicated")
     add_model(parser, seed=False)
@@ -58,7 +62,15 @@ def decode(argv: list[str]) -> int:
         "units", metavar="UNITS|FILE|-", help="<sosp><12>...<eosp>, a file of such lines, or -"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the wav to write")
-    parser.add_argument("--vocoder", type=Path, metavar="DIR", help="vocoder folder (default: the model's)")
+    parser.add_argument(
+        "--vocoder", type=Path, metavar="PATH", help="vocoder, or a g_00500000 (default: the model's)"
+    )
+    parser.add_argument(
+        "--vocoder-config",
+        type=Path,
+        metavar="FILE",
+        help="config.json of a CodeHiFiGAN (default: beside it)",
+    )
     parser.add_argument("--speaker", help="name or number, for a vocoder of several voices")
     add_model(parser, seed=False)
     args = parser.parse_args(argv)
@@ -94,7 +106,7 @@ def _load_vocoder(args: argparse.Namespace):
     from speechgpt.model_dir import find_model, load_synthesizer
 
     if args.vocoder:
-        return load_synthesizer(args.vocoder, args.device), 1.0
+        return load_synthesizer(args.vocoder, args.device, args.vocoder_config), 1.0
     model = find_model(args.model)
     return load_synthesizer(model.vocoder, args.device), model.config.duration_scale
 

@@ -52,13 +52,14 @@ class Provenance:
 
 
 class Codebook:
-    """centroids (K, D) float32."""
+    """centroids (K, D) float32; `source` says which file they were converted from, if any."""
 
-    def __init__(self, centroids: Tensor, provenance: Provenance) -> None:
+    def __init__(self, centroids: Tensor, provenance: Provenance, source: dict | None = None) -> None:
         if centroids.ndim != 2 or not torch.isfinite(centroids).all():
             raise ValueError(f"expected finite centroids (K, D), found {tuple(centroids.shape)}")
         self.centroids = centroids.float().contiguous()
         self.provenance = provenance
+        self.source = source or {}
         self._half_norms = self.centroids.square().sum(-1) / 2  # K
         # Equal centroids can get scores a rounding apart: the first of each stands for all of them.
         distinct, which = torch.unique(self.centroids, dim=0, return_inverse=True)
@@ -75,7 +76,7 @@ class Codebook:
         return len(self.centroids)
 
     def to(self, device: str | torch.device) -> "Codebook":
-        return Codebook(self.centroids.to(device), self.provenance)
+        return Codebook(self.centroids.to(device), self.provenance, self.source)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "Codebook":
@@ -95,13 +96,16 @@ class Codebook:
         values = json.loads(header["provenance"])
         if unknown := values.keys() - {f.name for f in fields(Provenance)}:
             raise ValueError(f"{path}: unknown provenance {', '.join(unknown)}; made by a later version")
-        return cls(centroids.to(device), Provenance(**values))
+        source = json.loads(header.get("source", "{}"))
+        return cls(centroids.to(device), Provenance(**values), source)
 
     def save(self, path: str | Path) -> None:
         header = {
             "format": f"speechgpt-codebook-{CODEBOOK_FORMAT}",
             "provenance": json.dumps(asdict(self.provenance)),
         }
+        if self.source:
+            header["source"] = json.dumps(self.source)
         with atomic_path(path) as part:
             part.write_bytes(_ordered(save({"centroids": self.centroids.cpu()}, metadata=header)))
 

@@ -1,5 +1,6 @@
 """The files of an encoder folder in Hugging Face layout, read with errors that name what is wrong."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,14 +66,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def load_weights(model: "HubertModel", weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
-    issues = [f"missing {n}" for n in expected.keys() - weights.keys() if n != "masked_spec_embed"]
+    if issues := misfits(weights, expected, optional={"masked_spec_embed"}):
+        raise ValueError(f"{path / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {issues}")
+    model.load_state_dict(weights, strict=False)
+
+
+def misfits(weights: dict[str, Tensor], expected: dict[str, Tensor], optional: Collection[str] = ()) -> str:
+    """What is missing, unexpected or of another shape, five at most; empty when the weights fit."""
+    issues = [f"missing {n}" for n in expected.keys() - weights.keys() if n not in optional]
     issues += [f"unexpected {n}" for n in weights.keys() - expected.keys()]
     issues += [
-        f"{n} has shape {tuple(weights[n].shape)}, config.json means {tuple(expected[n].shape)}"
+        f"{n} has shape {tuple(weights[n].shape)}, its settings mean {tuple(expected[n].shape)}"
         for n in expected.keys() & weights.keys()
         if weights[n].shape != expected[n].shape
     ]
-    if issues:
-        shown = "; ".join(sorted(issues)[:5]) + ("; ..." if len(issues) > 5 else "")
-        raise ValueError(f"{path / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {shown}")
-    model.load_state_dict(weights, strict=False)
+    return "; ".join(sorted(issues)[:5]) + ("; ..." if len(issues) > 5 else "")

@@ -1,0 +1,90 @@
+"""Settings and tensors of a foreign checkpoint, by name: an error says which is absent, inert or odd."""
+
+from typing import Any
+
+import numpy as np
+
+from speechgpt.data.inert import Inert
+
+REQUIRED = object()
+
+
+class Fields:
+    """A mapping out of `read_inert`; `where` names it in errors (the file, and the part of it)."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise ValueError(f"{where}: expected settings, found {describe(values)}")
+        self._values = values
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def part(self, name: str) -> "Fields":
+        return Fields(self._values.get(name), f"{self.where}: {name}")
+
+    def integer(self, name: str, default: Any = REQUIRED, most: int = 1 << 20) -> int:
+        value = self._get(name, default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise ValueError(self._wrong(name, f"a whole number from 0 to {most}", value))
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._get(name, default)
+        if value not in (0, 1):
+            raise ValueError(self._wrong(name, "true or false", value))
+        return bool(value)
+
+    def text(self, name: str, default: Any = REQUIRED) -> str:
+        """A text, or the value of an enum's member, which is what a call of an unknown class with it was."""
+        value = self._get(name, default)
+        if isinstance(value, Inert) and value.args is not None and len(value.args) == 1:
+            (value,) = value.args
+        if not isinstance(value, str):
+            raise ValueError(self._wrong(name, "a text", value))
+        return value
+
+    def raw(self, name: str, default: Any = REQUIRED) -> Any:
+        return self._get(name, default)
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self._values.get(name)
+        if value is None:
+            if default is REQUIRED:
+                raise ValueError(f"{self.where}: {name} is missing")
+            return default
+        return value
+
+    def _wrong(self, name: str, expected: str, found: Any) -> str:
+        return f"{self.where}: {name} is {describe(found)}; expected {expected}"
+
+
+def describe(value: Any) -> str:
+    """A short word on any value out of a file; a crafted one could print for ever."""
+    if isinstance(value, Inert):
+        return f"an object of {value.path}, which is not read here"
+    if isinstance(value, str):
+        return repr(value[:80])
+    if (
+        isinstance(value, (bool, float))
+        or value is None
+        or isinstance(value, int)
+        and value.bit_length() < 64
+    ):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return f"a {type(value).__name__}"
+
+
+def named_arrays(state: Any, where: str) -> dict[str, np.ndarray]:
+    """The tensors of a state dict. Raises ValueError for anything in it that is no array of numbers."""
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{where}: expected named tensors, found {describe(state)}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: {describe(name)} is {describe(value)}; expected a tensor")
+    return state

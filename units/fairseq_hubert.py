@@ -1,0 +1,165 @@
+"""fairseq's HuBERT checkpoints, as `read_inert` gives them, to our `Encoder`; fairseq is not needed.
+
+Two generations: settings in `args` (an argparse.Namespace that holds the task's too) and in `cfg` (parts
+`model` and `task`). Names of weights and settings are those of fairseq 0.12's models/hubert/hubert.py and
+models/wav2vec/wav2vec2.py. What only its training uses (label embeddings, final projection, dictionaries,
+optimizer) is left where it is.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechgpt.data.checkpoint_fields import Fields, named_arrays
+from speechgpt.units.encoder import Encoder
+from speechgpt.units.encoder_files import WEIGHT_NORM_NAMES, misfits
+
+PUBLISHED_CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"  # fairseq's default
+MAX_CONVOLUTIONS = 32
+ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu"}
+NORMS = {"default": "group", "layer_norm": "layer"}
+UNUSED = ("final_proj.", "label_embs_concat", "target_glu.")  # of the training objective
+# Settings of later fairseq whose other values mean another network, and the value that means this one.
+ONLY = {"layer_type": "transformer", "pos_conv_depth": 1, "conv_pos_batch_norm": False}
+RENAMED = (
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
+    (r"feature_extractor\.conv_layers\.(\d+)\.2\.(1\.)?", r"feature_extractor.conv_layers.\1.layer_norm."),
+    (r"post_extract_proj\.", "feature_projection.projection."),
+    (r"layer_norm\.", "feature_projection.layer_norm."),
+    (r"mask_emb$", "masked_spec_embed"),
+    (r"encoder\.pos_conv\.0\.", "encoder.pos_conv_embed.conv."),
+    (r"encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention."),
+    (r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"encoder.layers.\1.layer_norm."),
+    (r"encoder\.layers\.(\d+)\.fc1\.", r"encoder.layers.\1.feed_forward.intermediate_dense."),
+    (r"encoder\.layers\.(\d+)\.fc2\.", r"encoder.layers.\1.feed_forward.output_dense."),
+)
+
+
+def is_fairseq_speech(tree: Any) -> bool:
+    """Whether it looks like a checkpoint of HuBERT, or of a relative of whom `convert_hubert` speaks."""
+    state = tree.get("model") if isinstance(tree, dict) else None
+    return isinstance(state, dict) and any(
+        isinstance(name, str) and "feature_extractor.conv_layers." in name for name in state
+    )
+
+
+def convert_hubert(tree: dict, where: str, provenance: dict | None = None) -> Encoder:
+    """The encoder (on the CPU, float32) of a checkpoint; `where` names the file in errors.
+
+    Raises ValueError that says which setting or weight is missing, inert, or of another network.
+    """
+    arrays = named_arrays(tree["model"], f"{where}: model")
+    _check_kind(arrays, where)
+    model, task = _settings(tree, where)
+    with torch.device("meta"):  # sizes that are only claimed take no memory
+        encoder = Encoder.create(_architecture(model), task.flag("normalize", False), 0, provenance)
+    encoder.sample_rate = task.integer("sample_rate", 16_000)
+    weights = _weights(arrays, encoder.width)
+    expected = encoder.model.state_dict()
+    if issues := misfits(weights, expected):
+        raise ValueError(f"{where}: the weights do not fit the checkpoint's own settings: {issues}")
+    encoder.model.load_state_dict(weights, assign=True)
+    return encoder.eval()
+
+
+def parse_convolutions(text: str, where: str = "conv_feature_layers") -> list[tuple[int, int, int]]:
+    """The text "[(512,10,5)] + [(512,3,2)] * 4" to [(channels, kernel, stride), ...], unevaluated."""
+    layers: list[tuple[int, int, int]] = []
+    triple = r"\((\d{1,5}),(\d{1,5}),(\d{1,5}),?\)"
+    for term in "".join(text.split()).split("+") if len(text) <= 1000 else [""]:
+        found = re.fullmatch(rf"\[((?:{triple},)*{triple}),?\](?:\*(\d{{1,5}}))?", term)
+        if found is None:
+            raise ValueError(
+                f"{where}: expected a sum of [(channels, kernel, stride), ...] * n, found {text[:80]!r}"
+            )
+        triples = [(int(c), int(k), int(s)) for c, k, s in re.findall(triple, found[1])]
+        times = int(found[found.re.groups] or 1)
+        if len(layers) + len(triples) * times > MAX_CONVOLUTIONS:
+            raise ValueError(f"{where}: more than {MAX_CONVOLUTIONS} convolutions")
+        layers += triples * times
+    if not layers or any(0 in layer for layer in layers):
+        raise ValueError(f"{where}: expected sizes above 0, found {text[:80]!r}")
+    return layers
+
+
+def _check_kind(arrays: dict[str, np.ndarray], where: str) -> None:
+    if any(name.startswith("w2v_encoder.") for name in arrays):
+        raise ValueError(
+            f"{where}: a HuBERT or wav2vec fine-tuned to recognise speech; expected the pretrained checkpoint"
+        )
+    if any(name.startswith(("quantizer.", "project_q.")) for name in arrays):
+        raise ValueError(f"{where}: a wav2vec 2.0 checkpoint; expected HuBERT")
+
+
+def _settings(tree: dict, where: str) -> tuple[Fields, Fields]:
+    """(the model's, the task's)."""
+    if isinstance(tree.get("cfg"), dict):
+        cfg = Fields(tree["cfg"], f"{where}: cfg")
+        return cfg.part("model"), cfg.part("task")
+    if tree.get("args") is None:
+        raise ValueError(f"{where}: holds neither args nor cfg, so its settings are unknown")
+    args = Fields(tree["args"], f"{where}: args")
+    return args, args
+
+
+def _architecture(model: Fields) -> dict:
+    """Fields of `HubertConfig`; the defaults are fairseq's."""
+    for name, expected in ONLY.items():
+        if name in model and model.raw(name) != expected:
+            kind = model.text if isinstance(expected, str) else model.integer
+            if (found := kind(name)) != expected:
+                raise ValueError(f"{model.where}: {name} is {found!r}; only {expected!r} is read here")
+    layers = parse_convolutions(
+        model.text("conv_feature_layers", PUBLISHED_CONVOLUTIONS), f"{model.where}: conv_feature_layers"
+    )
+    activation, norm = model.text("activation_fn", "gelu"), model.text("extractor_mode", "default")
+    for name, found, known in (("activation_fn", activation, ACTIVATIONS), ("extractor_mode", norm, NORMS)):
+        if found not in known:
+            raise ValueError(f"{model.where}: {name} is {found[:40]!r}; expected one of {', '.join(known)}")
+    width, heads = model.integer("encoder_embed_dim", 768), model.integer("encoder_attention_heads", 12)
+    groups = model.integer("conv_pos_groups", 16)
+    if not width or not heads or not groups or width % heads or width % groups:
+        raise ValueError(f"{model.where}: width {width} is no multiple of {heads} heads and {groups} groups")
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": model.integer("encoder_layers", 12, most=256),
+        "num_attention_heads": heads,
+        "intermediate_size": model.integer("encoder_ffn_embed_dim", 3072),
+        "hidden_act": ACTIVATIONS[activation],
+        "do_stable_layer_norm": model.flag("layer_norm_first", False),
+        "feat_extract_norm": NORMS[norm],
+        "conv_dim": [channels for channels, _, _ in layers],
+        "conv_kernel": [kernel for _, kernel, _ in layers],
+        "conv_stride": [stride for _, _, stride in layers],
+        "conv_bias": model.flag("conv_bias", False),
+        "num_conv_pos_embeddings": model.integer("conv_pos", 128, most=4096),
+        "num_conv_pos_embedding_groups": groups,
+    }
+
+
+def _weights(arrays: dict[str, np.ndarray], width: int) -> dict[str, Tensor]:
+    """fairseq's names to Hugging Face's, float32, copied out of the file."""
+    weights = {}
+    for name, array in arrays.items():
+        if not name.startswith(UNUSED):
+            tensor = torch.from_numpy(np.array(array, np.float32))
+            weights[_renamed(name)] = tensor
+    for old, new in WEIGHT_NORM_NAMES.items():
+        if f"encoder.{old}" in weights:
+            weights[f"encoder.{new}"] = weights.pop(f"encoder.{old}")
+    if "feature_projection.projection.weight" not in weights:
+        # fairseq leaves the projection out where it would keep the width; the identity is exact.
+        weights["feature_projection.projection.weight"] = torch.eye(width)
+        weights["feature_projection.projection.bias"] = torch.zeros(width)
+    return weights
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in RENAMED:
+        found, count = re.subn("^" + pattern, replacement, name, count=1)
+        if count:
+            return found
+    return name
