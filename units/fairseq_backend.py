@@ -12,7 +12,6 @@ import io
 import logging
 import pickle
 import re
-import sys
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from speechgpt.data.audio import read_audio
 from speechgpt.units.codebook import ASSIGN_CHUNK
 from speechgpt.units.encoder import NORMALIZE_EPS, choose_device, exact_convolutions
+from speechgpt.units.fairseq_hubert import parse_convolutions
 
 INSTALL = "pip install 'speechgpt[fairseq]', or `make test PARITY=1` in a clone"
-# "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2": what fairseq passes to eval
-_LAYERS_TEXT = re.compile(r"(\+?\[(\(\d{1,5}(,\d{1,4}){2}\),?)+\](\*\d{1,2})?)+")
-_TEXT_LIMIT = 1000  # characters
 
 
 def import_fairseq() -> ModuleType:
@@ -116,7 +114,7 @@ class FairseqHubert:
     def features(self, waveform: np.ndarray | Tensor, layers: Sequence[int] = ()) -> list[Tensor]:
         """Waveform (T,) to features (N, D) float32 of each of `layers`, rising from 1; all layers by default.
 
-        The last comes from fairseq's `extract_features(output_layer=...)`, the others from its layers on the way.
+        The last comes from fairseq's `extract_features(output_layer=...)`, the others from layers on the way.
         """
         layers = tuple(layers) or tuple(range(1, self.num_layers + 1))
         device = self.model.mask_emb.device
@@ -142,11 +140,8 @@ def _check_layers_text(state: dict, path: Path) -> None:
     holder = state.get("cfg") or state.get("args")
     settings = getattr(holder, "model", None) or holder
     text = getattr(settings, "conv_feature_layers", None)
-    if text is None:
-        return
-    bare = "".join(str(text)[: _TEXT_LIMIT + 1].split())
-    if not isinstance(text, str) or len(text) > _TEXT_LIMIT or not _LAYERS_TEXT.fullmatch(bare):
-        raise ValueError(f"{path}: conv_feature_layers is {str(text)[:80]!r}, expected a sum of lists")
+    if text is not None:
+        parse_convolutions(str(text), f"{path}: conv_feature_layers")
 
 
 class FairseqUnits:
@@ -166,12 +161,10 @@ class FairseqUnits:
 
     def encode_file(self, path: str | Path) -> np.ndarray:
         """An audio file to frames (N,) int64; the memory grows with the square of its length."""
-        from speechgpt.data.audio import read_audio
-
         return self.encode([read_audio(path, self.hubert.sample_rate)])[0]
 
     def assign(self, features: Tensor) -> Tensor:
-        """Features (N, D) to the nearest centroids (N,), by the terms of |x - c|^2 as learn_kmeans's users do."""
+        """Features (N, D) to the nearest centroids (N,), by the terms of |x - c|^2."""
         if features.shape[-1] != self.centroids.shape[1]:
             raise ValueError(
                 f"layer {self.layer} is {features.shape[-1]} wide, the centroids {self.centroids.shape[1]}"
@@ -182,10 +175,3 @@ class FairseqUnits:
             distances = chunk.square().sum(-1, keepdim=True) - 2 * chunk @ self.centroids.T + norms  # n K
             found.append(distances.argmin(-1))
         return torch.cat(found)
-
-
-def installed() -> bool:
-    """Whether fairseq could be imported, without importing it."""
-    from importlib.util import find_spec
-
-    return "fairseq" in sys.modules or find_spec("fairseq") is not None

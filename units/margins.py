@@ -1,12 +1,12 @@
-"""When two encoders may name different units for a frame: how far their features differ, and how near the next
-centroid is.
+"""When two encoders may name different units for a frame: how far their features differ, and how near the
+next centroid is.
 
-Nearest in squared L2: d_j - d_i with d_i = |x - c_i|^2. For features x and y of one frame
+Nearest in squared L2: with d_i = |x - c_i|^2, features x and y of one frame have
     (|y - c_j|^2 - |y - c_i|^2) - (|x - c_j|^2 - |x - c_i|^2) = 2 (y - x).(c_i - c_j),
-at most 2 |y - x| |c_i - c_j| by Cauchy and Schwarz. So where d_j - d_i exceeds that for every j, y has x's unit: in
-exact arithmetic. Both sides compute the distances in float32, as terms of |x|^2 - 2 x.c + |c|^2, which adds to each
-distance an error bounded by gamma_n = n u / (1 - n u) times the sum of the terms' magnitudes (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1), with n = D + 3 operations and u = 2^-24.
+at most 2 |y - x| |c_i - c_j| by Cauchy and Schwarz. So where d_j - d_i exceeds that for every j, y has x's
+unit: in exact arithmetic. Both sides compute the distances in float32, as terms of |x|^2 - 2 x.c + |c|^2,
+which adds to each distance an error bounded by gamma_n = n u / (1 - n u) times the sum of the terms'
+magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), n = D + 3 and u = 2^-24.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""fairseq's own CodeHiFiGAN behind our words: the judge of converted vocoders, and `decode --backend fairseq`."""
+"""fairseq's own CodeHiFiGAN behind our words: the judge of converted vocoders, `decode --backend fairseq`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,14 +42,18 @@ class FairseqVocoder:
         """Samples a frame."""
         return int(np.prod(self.config["upsample_rates"]))
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it has a duration predictor."""
+        return self.model.model.dur_predictor is not None
+
     @torch.inference_mode()
     def log_durations(self, units: Sequence[int]) -> Tensor:
         """Units (U,) to log(1 + frames) (U,), what fairseq rounds."""
-        generator = self.model.model
-        if generator.dur_predictor is None:
+        if not self.predicts:
             raise ValueError("this vocoder has no duration predictor: give the durations")
-        rows = generator.dict(self._codes(units))  # 1 U D
-        return generator.dur_predictor(rows)[0]
+        generator = self.model.model
+        return generator.dur_predictor(generator.dict(self._codes(units)))[0].cpu()
 
     def durations(self, units: Sequence[Sequence[int]], *_: object) -> list[np.ndarray]:
         """Predicted frames of every unit, by fairseq's rule: one (U,) int64 a row."""
@@ -72,6 +76,8 @@ class FairseqVocoder:
             raise ValueError("fairseq's vocoder has no duration_scale; leave --backend fairseq out")
         found = []
         for number, row in enumerate(units):
+            if durations is None and not self.predicts:
+                raise ValueError("this vocoder has no duration predictor: give the durations")
             frames = row if durations is None else np.repeat(row, durations[number])
             inputs = {"code": self._codes(frames)} | self._speaker(speaker)
             with exact_convolutions():

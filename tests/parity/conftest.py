@@ -1,7 +1,7 @@
-"""Files that fairseq itself wrote: HuBERT checkpoints by its Trainer, k-means by joblib, CodeHiFiGAN generators.
+"""Files that fairseq itself wrote: HuBERT checkpoints by its Trainer, CodeHiFiGAN generators; k-means by joblib.
 
-True shapes, random weights, every one of them moved off its initial value, so that no two can be mistaken for each
-other: fresh norms are ones and zeros, and a fresh weight_g is just the norm of its weight_v.
+True shapes, random weights, every one of them moved off its initial value, so that no two can be mistaken for
+each other: fresh norms are ones and zeros, and a fresh weight_g is just the norm of its weight_v.
 """
 
 import json
@@ -118,7 +118,7 @@ def shake(model: torch.nn.Module, seed: int, scale: float = 0.1) -> None:
 
 
 def write_hubert(path: Path, how: HubertFile, seed: int = 0) -> Path:
-    """A checkpoint by fairseq's own Trainer; the older styles are its state, kept as older releases kept it."""
+    """A checkpoint by fairseq's own Trainer; the older styles are its state as older releases kept it."""
     from fairseq import tasks
     from fairseq.data.dictionary import Dictionary
     from fairseq.dataclass.configs import FairseqConfig
@@ -192,7 +192,7 @@ def write_kmeans(path: Path, centroids: np.ndarray, compress: int = 0) -> Path:
 
 
 def write_vocoder(folder: Path, speakers: str, seed: int = 0) -> Path:
-    """config.json and g_00500000 of fairseq's CodeHiFiGAN, weight norm and all; returns the generator's file."""
+    """config.json and g_00500000 of fairseq's CodeHiFiGAN, weight norm and all; returns the latter."""
     from fairseq.models.text_to_speech.codehifigan import CodeGenerator
 
     config = VOCODER | SPEAKERS[speakers]
@@ -202,22 +202,9 @@ def write_vocoder(folder: Path, speakers: str, seed: int = 0) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # loud, as a trained one is
             if name.endswith("weight_g"):
-                parameter *= 3 if name.startswith(("ups", "conv_post")) else 1.5
+                parameter *= 2 if name.startswith("conv_post") else 1.5
         model.dur_predictor.proj.bias.fill_(1.3)  # around three frames
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
     torch.save({"generator": model.state_dict()}, folder / "g_00500000")
     return folder / "g_00500000"
-
-
-def speech_like(samples: int, seed: int = 0) -> np.ndarray:
-    """(T,) float32: voiced and hissing stretches of changing pitch and loudness, with an offset."""
-    generator = np.random.default_rng(seed)
-    time = np.arange(samples) / 16_000
-    pitch = 120 + 40 * np.sin(2 * np.pi * 0.7 * time + seed)
-    phase = 2 * np.pi * np.cumsum(pitch) / 16_000
-    voice = sum(np.sin(k * phase) / k for k in range(1, 12))
-    noise = generator.standard_normal(samples)
-    mix = 0.5 + 0.5 * np.sin(2 * np.pi * 2.3 * time)
-    loud = 0.05 + 0.95 * np.abs(np.sin(2 * np.pi * 0.9 * time))
-    return (0.1 * loud * (mix * voice + (1 - mix) * noise) + 0.01).astype(np.float32)
