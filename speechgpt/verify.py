@@ -1,8 +1,8 @@
 """`speechgpt convert FILE... --out DIR --verify`: fairseq runs the original files, we run what was converted.
 
 The limits: features within 1e-5 of a layer's largest value, waveforms within 1e-5 of their peak, units equal
-wherever the features' error cannot move them (`units/margins.py`), durations equal but within 1e-4 frames of a
-rounding edge.
+wherever the features' error cannot move them (`units/margins.py`), durations equal but within 1e-4 frames of
+a rounding edge.
 """
 
 from collections.abc import Sequence

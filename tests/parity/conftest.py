@@ -1,4 +1,4 @@
-"""Files that fairseq itself wrote: HuBERT checkpoints by its Trainer, CodeHiFiGAN generators; k-means by joblib.
+"""Files that fairseq itself wrote: HuBERT checkpoints, CodeHiFiGAN generators; and joblib's k-means.
 
 True shapes, random weights, every one of them moved off its initial value, so that no two can be mistaken for
 each other: fresh norms are ones and zeros, and a fresh weight_g is just the norm of its weight_v.
