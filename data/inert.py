@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from speechgpt.data.inert_values import Budget, Plain, Storages, item_size, read_joblib_array, storage_id
-from speechgpt.data.pickle_machine import Inert, Inflated, Machine, Reader
+from speechgpt.data.bounded_reader import Inflated, Reader
+from speechgpt.data.inert_arrays import Storages, item_size, storage_id
+from speechgpt.data.inert_values import Budget, Plain, read_joblib_array
+from speechgpt.data.pickle_machine import Inert, Machine
 
 __all__ = ["Inert", "read_inert"]
 
@@ -82,7 +84,7 @@ def read_inert(path: str | Path, max_bytes: int = MAX_BYTES, bits: bool = False)
         if not size:
             raise ValueError("is empty")
         file.seek(0)
-        return _read_pickle(file, min(size, max_bytes), file, bits)
+        return _read_pickle(file, max_bytes, size, bits)
 
 
 @contextmanager
@@ -98,12 +100,12 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read as a torch file or pickle: {what}") from error
 
 
-def _read_pickle(stream: BinaryIO, limit: int, file: BinaryIO | None = None, bits: bool = False) -> Any:
-    """A pickle of joblib, of sklearn, or (in a raw file) the first of torch's older format."""
-    reader = Reader(stream, limit)
+def _read_pickle(stream: BinaryIO, limit: int, size: int | None = None, bits: bool = False) -> Any:
+    """A pickle of joblib, of sklearn, or (in a raw file, of known size) the first of torch's older format."""
+    reader = Reader(stream, limit, size)
     value = Machine(reader, read_joblib_array).load()
-    if value == TORCH_MAGIC and isinstance(value, int) and file is not None:
-        return _read_old_torch(file, reader, limit, bits)
+    if value == TORCH_MAGIC and isinstance(value, int) and size is not None:
+        return _read_old_torch(stream, reader, limit, bits)
     return Plain(Budget(limit)).value(value)
 
 
@@ -153,6 +155,8 @@ def _read_zip(file: BinaryIO, max_bytes: int, bits: bool) -> Any:
     data = _mapped(file)
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
+        if any(not 0 <= info.header_offset < len(data) for info in members.values()):
+            raise ValueError("the zip's list of members points outside the file")
         pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise ValueError("is a zip, but not one that torch.save wrote (no single data.pkl in it)")

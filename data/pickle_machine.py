@@ -5,20 +5,15 @@ whatever a pickle would call becomes an `Inert` record of the call. Everything i
 are really there, because a few bytes can claim any size.
 """
 
-import bz2
-import io
-import lzma
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pickletools import genops
-from typing import Any, BinaryIO
+from typing import Any
+
+from speechgpt.data.bounded_reader import Reader
 
 MAX_OPCODES = 10_000_000  # an embedded dictionary of 250,000 words takes 2 million
-MAX_LINE = 1 << 16  # bytes of a text opcode's argument (names, and numbers of protocol 0)
 MAX_NESTED = 4  # pickles inside pickles: joblib's arrays of objects
-CHUNK = 1 << 20  # bytes read at a time where a size is only claimed
-LZMA_MEMORY = 1 << 28  # bytes; the strongest preset wants 65 MiB, a header can ask for 4 GiB
 PERSISTENT = "persistent id"  # name of the records that stand for torch's storages
 
 
@@ -42,80 +37,6 @@ class Inert:
 
     def __repr__(self) -> str:
         return f"<inert {self.path}>"
-
-
-class Reader:
-    """Reads exactly what it is asked for, or says that the file ends too early.
-
-    `limit` bounds what may be read in all; no memory is taken for bytes that do not come.
-    """
-
-    def __init__(self, file: BinaryIO, limit: int) -> None:
-        self._file = file
-        self._limit = limit
-        self._read = 0
-
-    def tell(self) -> int:
-        return self._read
-
-    def read(self, size: int) -> bytes:
-        if size < 0:
-            raise ValueError(f"a size of {size} bytes")
-        self._check(size)
-        if size <= CHUNK:
-            data = self._file.read(size)
-        else:
-            pieces = bytearray()
-            while len(pieces) < size and (piece := self._file.read(min(CHUNK, size - len(pieces)))):
-                pieces += piece
-            data = bytes(pieces)
-        self._read += len(data)
-        if len(data) < size:
-            raise ValueError(f"ends after {self._read} bytes, in the middle of {size} that it announced")
-        return data
-
-    def readline(self) -> bytes:
-        line = self._file.readline(MAX_LINE)
-        self._read += len(line)
-        self._check(0)
-        if len(line) == MAX_LINE:
-            raise ValueError(f"a line of more than {MAX_LINE} bytes")
-        return line
-
-    def _check(self, size: int) -> None:
-        if self._read + size > self._limit:
-            raise ValueError(f"holds or claims more than {self._limit} bytes (max_bytes)")
-
-
-class Inflated(io.RawIOBase):
-    """What a compressed file holds (zlib, gzip, bz2, lzma or xz by its first bytes), a piece at a time."""
-
-    def __init__(self, file: BinaryIO, magic: bytes) -> None:
-        self._file = file
-        self._pending = b""
-        if magic.startswith(b"BZ"):
-            self._machine: Any = bz2.BZ2Decompressor()
-        elif magic.startswith((b"\xfd7zXZ", b"\x5d\x00")):
-            self._machine = lzma.LZMADecompressor(memlimit=LZMA_MEMORY)
-        else:
-            self._machine = zlib.decompressobj(wbits=47)  # 32 + 15: zlib or gzip
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._machine.eof:
-            # zlib hands back what it did not get to; the other two keep it.
-            hungry = getattr(self._machine, "needs_input", True)
-            data = self._pending or (self._file.read(CHUNK) if hungry else b"")
-            found = self._machine.decompress(data, len(buffer))
-            self._pending = getattr(self._machine, "unconsumed_tail", b"")
-            if found:
-                buffer[: len(found)] = found
-                return len(found)
-            if hungry and not data:
-                raise ValueError("the compressed data ends too early")
-        return 0
 
 
 # Called after a record got its state, with the stream behind it: joblib puts an array's bytes there.

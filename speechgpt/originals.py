@@ -1,4 +1,4 @@
-"""Files as other projects published them: which part of a model each is, by its contents, and converting it."""
+"""Files as other projects published them: which part of a model each is, by its contents, and converting."""
 
 import hashlib
 import json
