@@ -83,7 +83,6 @@ def test_units_are_fairseqs_beyond_the_margin(case, judge, ours):
     waveform = synthetic(96_000, 5)
     r, f = judge.features(waveform, (case.layer,))[0], ours.features([waveform], case.layer)[0]
     found = compare_units(r, f, reference.centroids, reference.assign(r), codebook.assign(f))
-    print(case.name, found)
     assert found.over == 0
     assert found.decided > 0.9 * found.frames, found  # a margin that covers everything would prove nothing
     assert len(reference.assign(r).unique()) > 30
