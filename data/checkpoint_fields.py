@@ -7,6 +7,7 @@ import numpy as np
 from speechgpt.data.inert import Inert
 
 REQUIRED = object()
+LONGEST_NAME = 200  # characters; the longest of fairseq's have 60
 
 
 class Fields:
@@ -34,7 +35,7 @@ class Fields:
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._get(name, default)
-        if value not in (0, 1):
+        if not isinstance(value, int) or value not in (0, 1):
             raise ValueError(self._wrong(name, "true or false", value))
         return bool(value)
 
@@ -85,6 +86,8 @@ def named_arrays(state: Any, where: str) -> dict[str, np.ndarray]:
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{where}: expected named tensors, found {describe(state)}")
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"{where}: {describe(name)} as the name of a tensor")
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
             raise ValueError(f"{where}: {describe(name)} is {describe(value)}; expected a tensor")
     return state

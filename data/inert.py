@@ -97,6 +97,7 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the contents
         what = " ".join(str(error).split())[:300] or type(error).__name__
+        what = "".join(c if c.isprintable() else "?" for c in what)  # names out of the file
         raise ValueError(f"{path}: cannot be read as a torch file or pickle: {what}") from error
 
 
@@ -104,7 +105,7 @@ def _read_pickle(stream: BinaryIO, limit: int, size: int | None = None, bits: bo
     """A pickle of joblib, of sklearn, or (in a raw file, of known size) the first of torch's older format."""
     reader = Reader(stream, limit, size)
     value = Machine(reader, read_joblib_array).load()
-    if value == TORCH_MAGIC and isinstance(value, int) and size is not None:
+    if isinstance(value, int) and value == TORCH_MAGIC and size is not None:
         return _read_old_torch(stream, reader, limit, bits)
     return Plain(Budget(limit)).value(value)
 

@@ -47,6 +47,8 @@ def storage_id(raw: Inert) -> tuple[str, str, int, tuple[int, int] | None]:
     kind = STORAGE_TYPES.get(args[1].name)
     if kind is None or args[1].module.partition(".")[0] != "torch":
         raise ValueError(f"a storage of class {args[1].path}, which is not read here")
+    if not isinstance(args[2], (str, int)):  # and never str() of it: what shares its parts prints for ever
+        raise ValueError("a storage whose key is no name")
     (count,) = check_sizes((args[4],))
     view = args[5] if len(args) > 5 else None
     if view is not None:

@@ -33,7 +33,8 @@ class Inert:
 
     @property
     def path(self) -> str:
-        return f"{self.module}.{self.name}"[:100]
+        """For messages: short, and without what a terminal would obey."""
+        return "".join(c if c.isprintable() else "?" for c in f"{self.module}.{self.name}"[:100])
 
     def __repr__(self) -> str:
         return f"<inert {self.path}>"

@@ -80,7 +80,7 @@ def _of_tree(path: Path) -> Original:
 def _of_names(path: Path, names: list[str]) -> Original:
     if any(part in name for name in names for part in LLAMA_WEIGHTS):
         return Original(path, LLM)
-    shown = ", ".join(name[:60] for name in names[:5]) or "nothing"
+    shown = ", ".join(describe(name) for name in names[:5]) or "nothing"
     raise ValueError(f"{path}: holds {shown}{', ...' if len(names) > 5 else ''}; expected {KNOWN}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt.data.checkpoint_fields import Fields, named_arrays
+from speechgpt.data.checkpoint_fields import Fields, describe, named_arrays
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.encoder_files import WEIGHT_NORM_NAMES, misfits
 
@@ -108,10 +108,9 @@ def _settings(tree: dict, where: str) -> tuple[Fields, Fields]:
 def _architecture(model: Fields) -> dict:
     """Fields of `HubertConfig`; the defaults are fairseq's."""
     for name, expected in ONLY.items():
-        if name in model and model.raw(name) != expected:
-            kind = model.text if isinstance(expected, str) else model.integer
-            if (found := kind(name)) != expected:
-                raise ValueError(f"{model.where}: {name} is {found!r}; only {expected!r} is read here")
+        kind = {str: model.text, bool: model.flag, int: model.integer}[type(expected)]
+        if (found := kind(name, expected)) != expected:
+            raise ValueError(f"{model.where}: {name} is {describe(found)}; only {expected!r} is read here")
     layers = parse_convolutions(
         model.text("conv_feature_layers", PUBLISHED_CONVOLUTIONS), f"{model.where}: conv_feature_layers"
     )

@@ -151,7 +151,7 @@ def test_what_is_not_known_is_described(run, tmp_path):
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "x.txt").write_text("\0 hello")
     for name, expected in (
-        ("x.pt", "holds weight, bias; expected"),
+        ("x.pt", "holds 'weight', 'bias'; expected"),
         ("x.json", "no model"),
         ("x.txt", "cannot"),
     ):
