@@ -80,7 +80,7 @@ $(PARITY_SETUP): $(SETUP)
 	touch $@
 
 test: | $(SETUP) $(if $(filter 1,$(PARITY)),$(PARITY_SETUP)) ## run the test suite; PARITY=1 with fairseq as the judge
-	$(if $(filter 1,$(PARITY)),SPEECHGPT_PARITY=1) $(BIN)/python -m pytest tests -rs
+	$(if $(filter 1,$(PARITY)),SPEECHGPT_PARITY=1) $(BIN)/python -m pytest tests -rfEs
 
 lint: | $(SETUP) ## check the style
 	$(BIN)/ruff check .

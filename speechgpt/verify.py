@@ -111,13 +111,14 @@ def verify_encoder(
         Verdict(f"encoder, layer {number}", bool(error <= FEATURE_LIMIT), float(error), compared)
         for number, error in enumerate(errors, 1)
     ]
-    return verdicts + ([_units_verdict(agreement, judge)] if judge else [])
+    return verdicts + ([units_verdict(agreement, judge)] if judge else [])
 
 
-def _units_verdict(agreement: UnitAgreement, judge: FairseqUnits) -> Verdict:
+def units_verdict(agreement: UnitAgreement, judge: FairseqUnits) -> Verdict:
+    """Fails too where no frame is beyond the margin: an error that could excuse any unit proves none."""
     return Verdict(
         f"units, layer {judge.layer}, K {len(judge.centroids)}",
-        agreement.over == 0,
+        agreement.over == 0 and agreement.decided > 0,
         compared=f"{agreement.frames} frames, {agreement.decided} beyond the margin",
         different=f"{agreement.over} beyond, {agreement.within} within",
     )

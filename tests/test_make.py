@@ -105,7 +105,7 @@ def test_the_judge_is_installed_and_required_on_request_alone(house):
     plain, judged = planned(house, "test"), planned(house, "test", "PARITY=1")
     assert not [line for line in plain if "fairseq" in line or "PARITY" in line]
     assert [line for line in judged if "-c constraints.txt -e '.[train,judge,dev,fairseq]'" in line]
-    assert judged[-1].startswith("SPEECHGPT_PARITY=1 ") and "-rs" in plain[-1].split()
+    assert judged[-1].startswith("SPEECHGPT_PARITY=1 ") and "-rfEs" in plain[-1].split()
     (house / ".venv" / ".setup-parity").touch()
     assert not [line for line in planned(house, "test", "PARITY=1") if "install" in line]  # once is enough
 

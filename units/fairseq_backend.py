@@ -122,6 +122,9 @@ class FairseqHubert:
         The last comes from fairseq's `extract_features(output_layer=...)`, the others from layers on the way.
         """
         layers = tuple(layers) or tuple(range(1, self.num_layers + 1))
+        if list(layers) != sorted(set(layers)) or layers[0] < 1 or layers[-1] > self.num_layers:
+            # fairseq itself takes layer 0 for the last one
+            raise ValueError(f"layers {layers}: expected rising numbers from 1 to {self.num_layers}")
         device = self.model.mask_emb.device
         source = torch.as_tensor(waveform, dtype=torch.float32, device=device)
         if self.normalize:
