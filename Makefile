@@ -22,6 +22,7 @@ LLAMA ?=#             LLaMA folder or hub name that is extended, instead of the 
 TORCHRUN ?=#          e.g. "torchrun --nproc_per_node 8": starts the trainers on several GPUs
 GPUS ?= 1#            for `make mini`: 1 or 4
 PRETRAIN_OPTIONS ?=#  more for the encoder's training, e.g. --steps 28000
+PARITY ?=#            1: `make test` installs fairseq and requires it, the judge of converted files
 DEVICE ?= auto#       auto | cpu | cuda, for all but the trainers that TORCHRUN starts
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 
@@ -71,8 +72,18 @@ $(SETUP): pyproject.toml constraints.txt
 demo: | $(SETUP) ## ask the shipped question, hear the answer: work/demo/answer.wav
 	$(SPEECHGPT) demo --out-dir work/demo
 
-test: | $(SETUP) ## run the test suite
-	$(BIN)/python -m pytest tests
+# fairseq comes as source: building it takes a C++ compiler and three minutes, once for each machine and Python.
+PARITY_SETUP := .venv/.setup-parity
+$(PARITY_SETUP): $(SETUP)
+	if [ -x $(BIN)/uv ]; then install="$(BIN)/uv pip install --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install"; fi; \
+	$$install --quiet -c constraints.txt -e '.[train,judge,dev,fairseq]' || { \
+	  echo "make: fairseq could not be built; it needs gcc, g++ and Python's headers (apt-get install build-essential" \
+	    "python3-dev); \`make test\` alone runs without it" >&2; exit 1; }
+	touch $@
+
+test: | $(SETUP) $(if $(filter 1,$(PARITY)),$(PARITY_SETUP)) ## run the test suite; PARITY=1 with fairseq as the judge
+	$(if $(filter 1,$(PARITY)),SPEECHGPT_PARITY=1) $(BIN)/python -m pytest tests -rfEs
 
 lint: | $(SETUP) ## check the style
 	$(BIN)/ruff check .

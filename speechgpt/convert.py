@@ -208,7 +208,10 @@ def main(argv: list[str]) -> int:
     add("--layer", type=int, metavar="N", help="layer of the k-means' features, where its name has no _L11_")
     add("--encoder", type=Path, metavar="FOLDER", help="encoder folder that the k-means belongs to")
     add("--verify", action="store_true", help="compare with fairseq, which must be installed")
+    add("--audio", nargs="+", type=Path, default=[], metavar="WAV", help="recordings to --verify on too")
     args = parser.parse_args(argv)
+    if args.audio and not args.verify:
+        raise ValueError("--audio goes with --verify")
     if args.verify and find_spec("fairseq") is None:
         raise ValueError(
             "--verify compares with fairseq, which is not installed here; `make test PARITY=1` or "
@@ -223,5 +226,5 @@ def main(argv: list[str]) -> int:
     if args.verify:
         from speechgpt.verify import verify
 
-        return verify(args.files, args.out)
+        return verify(args.files, args.out, args.audio)
     return 0

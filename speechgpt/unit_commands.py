@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from speechgpt.backends import OURS, add_backend, encoder_loader, fairseq_vocoder
 from speechgpt.commands import Faults, add_model, check_target, command_parser, emit, save_speech
 
 
@@ -18,12 +19,13 @@ def encode(argv: list[str]) -> int:
     )
     parser.add_argument("--layer", type=int, metavar="N", help="encoder layer (default: the codebook's)")
     parser.add_argument("--frames", action="store_true", help="one unit a frame, not deduplicated")
+    add_backend(parser)
     add_model(parser, seed=False)
     args = parser.parse_args(argv)
     from speechgpt.data.audio import scan_audio
     from speechgpt.data.unit_text import units_to_text
-    from speechgpt.model_dir import load_encoder
 
+    load_encoder = encoder_loader(args.backend)
     encoder_path, codebook_path, layer = _encoder_parts(args)
     faults, encoder = Faults("encode"), None
     for path in args.files:
@@ -72,6 +74,7 @@ def decode(argv: list[str]) -> int:
         help="config.json of a CodeHiFiGAN (default: beside it)",
     )
     parser.add_argument("--speaker", help="name or number, for a vocoder of several voices")
+    add_backend(parser)
     add_model(parser, seed=False)
     args = parser.parse_args(argv)
     check_target(args.out)
@@ -105,6 +108,8 @@ def _load_vocoder(args: argparse.Namespace):
     """(vocoder, how much slower than it predicts its model speaks)."""
     from speechgpt.model_dir import find_model, load_synthesizer
 
+    if args.backend != OURS:
+        return fairseq_vocoder(args.vocoder, args.vocoder_config, args.device), 1.0
     if args.vocoder:
         return load_synthesizer(args.vocoder, args.device, args.vocoder_config), 1.0
     model = find_model(args.model)

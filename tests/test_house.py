@@ -179,4 +179,4 @@ def test_versions_are_pinned():
     wanted = [*project["dependencies"], *(d for e in project["optional-dependencies"].values() for d in e)]
     for requirement in wanted:
         name = requirement.split("=")[0].split(">")[0].split("<")[0].lower()
-        assert name in pinned or name == "fairseq-fixed", f"{name} is not in constraints.txt"
+        assert name in pinned, f"{name} is not in constraints.txt"

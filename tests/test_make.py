@@ -77,7 +77,8 @@ def house(tmp_path_factory) -> Path:
 
 def environment() -> dict[str, str]:
     """Without what a `make test` around this test would pass on."""
-    return {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PRESET")}
+    ours = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PRESET", "PARITY", "SPEECHGPT_PARITY")
+    return {k: v for k, v in os.environ.items() if k not in ours}
 
 
 def make(house: Path, *arguments: str, code: int | None = 0) -> str:
@@ -98,6 +99,15 @@ def planned(house: Path, *arguments: str) -> list[str]:
 def test_help_lists_every_goal(house):
     listed = {line.split()[1] for line in make(house, "help").splitlines() if line.startswith("  make ")}
     assert listed == set(GOALS)
+
+
+def test_the_judge_is_installed_and_required_on_request_alone(house):
+    plain, judged = planned(house, "test"), planned(house, "test", "PARITY=1")
+    assert not [line for line in plain if "fairseq" in line or "PARITY" in line]
+    assert [line for line in judged if "-c constraints.txt -e '.[train,judge,dev,fairseq]'" in line]
+    assert judged[-1].startswith("SPEECHGPT_PARITY=1 ") and "-rfEs" in plain[-1].split()
+    (house / ".venv" / ".setup-parity").touch()
+    assert not [line for line in planned(house, "test", "PARITY=1") if "install" in line]  # once is enough
 
 
 @pytest.mark.parametrize("preset", PRESETS)
