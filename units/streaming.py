@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from speechgpt.units.encode import UnitEncoder
+from speechgpt.units.encoder import exact_convolutions
 from speechgpt.units.running_norms import RunningNorms
-from speechgpt.units.windows import encode_pieces
 
 LOOK_AHEAD_SECONDS = 1.0  # heard after a frame before its unit is final
 STEP_SECONDS = 0.5  # audio between two computations
@@ -106,9 +106,10 @@ class StreamingEncoder:
             - self._start
         ]
         shift, scale = self._norms.level
-        piece = torch.from_numpy((window - shift) * scale)
-        (features,) = encode_pieces(encoder, [piece], self.units.layer, self._norms.group)
-        (found,) = self.units.assign([features[self._final - left : stop - left]])
+        piece = torch.from_numpy((window - shift) * scale)[None].to(encoder.device, encoder.dtype)  # 1 T
+        with torch.no_grad(), exact_convolutions():
+            (features,) = encoder(piece, None, (self.units.layer,), statistics=self._norms.group)  # 1 N D
+        (found,) = self.units.assign([features[0, self._final - left : stop - left].float()])
         self._final = stop
         kept = kept[max(0, stop - self._history) * encoder.hop - self._start :]
         self._kept, self._start = [kept.copy()], self._heard - len(kept)

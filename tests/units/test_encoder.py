@@ -57,7 +57,7 @@ def test_features_do_not_depend_on_the_batch(architecture):
 def test_windows_lose_no_frame_at_a_seam(architecture, samples):
     encoder = make_encoder(architecture)
     waveform = noise(samples)
-    parts = list(window_features(encoder, waveform, 2, window_seconds=0.7, context_seconds=0.3, batch=2))
+    parts = list(window_features(encoder, waveform, 2, window_seconds=0.7, context_seconds=0.3))
     assert sum(len(part) for part in parts) == encoder.frames(samples)
     (whole,) = encoder.features([waveform], 2)
     parts = torch.cat(list(window_features(encoder, waveform, 2, window_seconds=5, context_seconds=1)))
