@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from speechgpt.data.audio import mono_blocks
 from speechgpt.units.encoder import Encoder, exact_convolutions
 from speechgpt.units.running_norms import RunningNorms
 
 WINDOW_SECONDS = 60.0  # longer audio than this goes in windows; LibriSpeech's longest is 35 s
 CONTEXT_SECONDS = 4.0  # what a window sees in full beyond each edge
 MEMORY_FRAMES = 16_384  # of the rest of the file that a window sees: at 50 Hz all of five minutes
-BLOCK_SECONDS = 30.0  # how much of a long file is decoded or convolved at a time
+BLOCK_SECONDS = 30.0  # how much of a long file is convolved at a time
 
 
 @contextmanager
@@ -44,8 +45,7 @@ def open_long_audio(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
         stream = None
         if source.samplerate != sample_rate:
             stream = soxr.ResampleStream(source.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
-        for block in source.blocks(int(BLOCK_SECONDS * source.samplerate), dtype="float32", always_2d=True):
-            mono = block.mean(axis=1)  # T
+        for mono in mono_blocks(source):  # T
             store.write((mono if stream is None else stream.resample_chunk(mono)).tobytes())
         if stream is not None:
             store.write(stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes())

@@ -81,7 +81,9 @@ def test_one_pass_gives_the_statistics_of_the_whole_waveform(architecture, norma
         cut.add(piece)
     shift, scale = norms.level
     if normalize:
-        np.testing.assert_allclose([shift, scale], [waveform.mean(), (waveform.var() + 1e-5) ** -0.5], rtol=1e-4)
+        np.testing.assert_allclose(
+            [shift, scale], [waveform.mean(), (waveform.var() + 1e-5) ** -0.5], rtol=1e-4
+        )
     else:
         assert (shift, scale) == (0, 1)
     levelled = torch.from_numpy((waveform - shift) * scale)
