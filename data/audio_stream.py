@@ -99,6 +99,7 @@ def _opened(file: int) -> Iterator["int | ForwardReader"]:
         yield inner
     finally:
         os.close(inner)
+        pump.join(BLOCK_SECONDS)  # it ends at its next write, or with the program
 
 
 def _pump(file: int, head: bytes, outer: int) -> None:

@@ -12,6 +12,7 @@ Looking a model up and refusing a wrong one needs neither torch nor transformers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,15 @@ class ModelDir:
         return load_generator(self.llm, self.config.prefix, self.config.decoding, device)
 
     def load_synthesizer(self, device: str = "auto") -> "Synthesizer":
-        return load_synthesizer(self.vocoder, device)
+        """Refuses a vocoder whose frames last longer or shorter than the encoder's."""
+        synthesizer = load_synthesizer(self.vocoder, device)
+        ours, theirs = frame_rate(self.encoder), synthesizer.sample_rate / synthesizer.hop
+        if abs(ours - theirs) > 1e-6 * ours:
+            raise ValueError(
+                f"{self.vocoder} speaks {theirs:g} frames a second, {self.encoder} makes {ours:g}; "
+                f"train a vocoder whose upsample_rates multiply to {synthesizer.sample_rate / ours:g}"
+            )
+        return synthesizer
 
 
 @contextmanager
@@ -139,6 +148,15 @@ def load_generator(
     with naming(llm):
         model, vocabulary = load_trained(llm, dtype)
     return Generator(model.to(device), PromptFormat(vocabulary, prefix), settings)
+
+
+def frame_rate(encoder: Path) -> float:
+    """Frames a second of an encoder folder, by its files alone."""
+    from speechgpt.units.encoder_files import read_configs
+
+    with naming(encoder):
+        config, extra = read_configs(encoder)
+    return extra["sample_rate"] / prod(config.conv_stride)
 
 
 def known_models() -> list[str]:

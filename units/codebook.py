@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from speechgpt.data.audio import RECEPTIVE_FIELD
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.units.encoder import Encoder
@@ -49,6 +50,7 @@ class Provenance:
     normalize: bool  # the waveform is normalised first
     seed: int = 0
     frames: int = 0  # that the centroids were fitted to; 0: unknown
+    receptive_field: int = RECEPTIVE_FIELD  # samples that one frame sees through the convolutions
 
 
 class Codebook:
@@ -289,6 +291,7 @@ def fit_codebook(
         encoder.normalize,
         config.seed,
         len(sample),
+        encoder.receptive_field,
     )
     return Codebook(torch.from_numpy(centroids), provenance)
 

@@ -132,7 +132,9 @@ def test_broken_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
         Encoder.load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no model.safetensors; found .*config.json"):
+    with pytest.raises(
+        FileNotFoundError, match="holds no model.safetensors or pytorch_model.bin; found .*config.json"
+    ):
         Encoder.load(tmp_path)
 
 
