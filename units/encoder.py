@@ -109,7 +109,7 @@ class Encoder(nn.Module):
     def load(
         cls, path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None
     ) -> "Encoder":
-        """Reads a Hugging Face folder: config.json, model.safetensors and, where it is ours, encoder.json."""
+        """Reads a folder in Hugging Face layout; ours has encoder.json for preprocessor_config.json."""
         path = Path(path)
         config, extra = read_configs(path)
         weights = read_weights(path)

@@ -137,7 +137,8 @@ def _layer_windows(
         return given.read(start, min(total, stop)).to(encoder.device, encoder.dtype)
 
     places = torch.arange(every // 2, total, every)  # S
-    blocks = (read(start, start + size)[every // 2 :: every] for start in range(0, total, size))
+    # Copies: a slice would keep the whole block in memory, and so the whole file.
+    blocks = (read(start, start + size)[every // 2 :: every].clone() for start in range(0, total, size))
     memory = norm(torch.cat(list(blocks)))  # S D
     for start in range(0, total, window):
         left, right = max(0, start - context), min(total, start + window + context)

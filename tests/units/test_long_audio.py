@@ -180,3 +180,20 @@ def test_a_long_stereo_file_in_windows_gets_the_units_of_its_whole(tmp_path, rat
     units.window_seconds = 0.8
     parts = units.encode_file(tmp_path / "long.wav")
     assert len(whole) == len(parts) and (whole == parts).mean() > 0.98
+
+
+def test_what_a_long_file_leaves_in_memory_does_not_grow_with_it(monkeypatch):
+    """Frames that a layer remembers are copies of their own, not slices that hold all of the file."""
+    encoder, held = make_encoder(LAYER), []
+    plain = torch.cat
+
+    def watched(tensors, *rest, **named):
+        tensors = list(tensors)
+        held.append(sum(t.untyped_storage().nbytes() for t in tensors))
+        return plain(tensors, *rest, **named)
+
+    monkeypatch.setattr(torch, "cat", watched)
+    for waveform in (noise(160_000), noise(640_000)):
+        for _ in window_features(encoder, waveform, 1, 0.5, 0.1, memory_frames=50):
+            pass
+    assert max(held) <= 2 * 4 * encoder.width * 100  # bytes: a hundred frames, not two thousand
