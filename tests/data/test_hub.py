@@ -67,10 +67,10 @@ def test_files_put_where_the_error_says_are_found(cache):
     said = str(error.value)
     target = cache / "models--utter-project--mHuBERT-147" / "snapshots" / "main"
     assert f"into {target}, or" in said and said.endswith(
-        "config.json, model.safetensors or pytorch_model.bin"
+        "config.json, preprocessor_config.json or encoder.json, model.safetensors or pytorch_model.bin"
     )
     target.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         (target / name).write_text("{}")
     assert model_folder("utter-project/mHuBERT-147", ENCODER) == target
 
