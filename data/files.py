@@ -10,9 +10,7 @@ from typing import Any
 
 import yaml
 
-LONGEST_LINE = (
-    1 << 25
-)  # bytes; a longer line is no row (a day of speech is 20 MB) and is not read into memory
+LONGEST_LINE = 1 << 25  # bytes; a longer line is no row (a day of speech takes 20 MB), and is not kept
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -82,7 +80,7 @@ def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def parse_json(text: str) -> Any:
-    """JSON that can be written again. Raises ValueError for the rest, deep nesting and half characters too."""
+    """JSON that can be written again. Raises ValueError for the rest, deep nesting, half characters."""
     try:
         value = json.loads(text)
         if _SURROGATE.search(text):  # pairs are characters, and common where all but ASCII is escaped

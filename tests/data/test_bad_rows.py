@@ -1,4 +1,4 @@
-"""Rows that mutation found: each once crashed its reader, hung it, or was refused without a name or a line."""
+"""Rows that mutation found: each crashed its reader, hung it, or was refused without its place."""
 
 import time
 
@@ -43,7 +43,7 @@ PUBLISHED = b'{"prefix": %b, "plain_text": "x"}'
         (read_lines, UNITS % DEEP, "nested too deep"),
         (read_unit_lines, b"<sosp><1\xff><eosp>", "not UTF-8"),
         (read_unit_lines, b"<sosp><" + b"9" * 5000 + b"><eosp>", "not units"),
-        (lambda path: read_published(path, InstructRow), PUBLISHED % (b"[" * 900 + b"]" * 900), "prefix is list"),
+        (lambda path: read_published(path, InstructRow), PUBLISHED % (b"[" * 900 + b"]" * 900), "is list"),
     ],
 )  # fmt: skip
 def test_refused_in_a_line_with_its_place(read, line, said, tmp_path):
