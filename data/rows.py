@@ -55,10 +55,10 @@ class UnitRow:
     def check(self) -> None:
         if len(self.units) != len(self.durations):
             raise ValueError(f"row {self.id}: {len(self.units)} units but {len(self.durations)} durations")
+        if self.durations and min(self.durations) < 1:
+            raise ValueError(f"row {self.id}: a duration under one frame")
         check_units(self, "units")
         check_units(self, "durations")
-        if any(d < 1 for d in self.durations):
-            raise ValueError(f"row {self.id}: a duration under one frame")
         if any(a == b for a, b in zip(self.units, self.units[1:], strict=False)):
             raise ValueError(f"row {self.id}: neighbouring units are equal, expected deduplicated units")
         check_split(self)
