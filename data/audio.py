@@ -3,17 +3,26 @@
 Whatever libsndfile reads is accepted; channels are averaged (never laid end to end), any rate is resampled.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speechgpt.data.files import atomic_path
 
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
 SAMPLE_RATE = 16_000  # Hz, HuBERT's
 RECEPTIVE_FIELD = 400  # samples: the shortest waveform that has one HuBERT frame
-SCAN_BLOCK = 1 << 20  # samples of a long file that are in memory at a time
+SCAN_BLOCK = 1 << 20  # samples of all channels that are decoded at a time
+RATES = (
+    1_000,
+    768_000,
+)  # Hz, lowest and highest: beyond them a header lies, and resampling would fill the memory
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,22 @@ def probe(path: str | Path) -> AudioInfo:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: not an audio file that libsndfile reads ({error.error_string})") from error
+    check_rate(info.samplerate, path)
     return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels, info.frames)
+
+
+def check_rate(rate: int, name: str | Path) -> None:
+    """Raises ValueError when no recording of speech has this sample rate (Hz)."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"{name}: sample rate {rate} Hz; expected {RATES[0]} to {RATES[1]}")
+
+
+def mono_blocks(source: "SoundFile") -> Iterator[np.ndarray]:
+    """What is left of an open file, in blocks (T,) float32 of the channels' mean. Memory follows what is
+    there, not what the header promises."""
+    size = max(1, SCAN_BLOCK // source.channels)
+    while len(block := source.read(size, dtype="float32", always_2d=True)):
+        yield block.mean(axis=1)  # C -> T
 
 
 def read_audio(
@@ -52,13 +76,14 @@ def read_audio(
     if max_seconds is not None and info.seconds > max_seconds:
         raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # T C
+        with soundfile.SoundFile(str(path)) as source:
+            samples = np.concatenate([np.zeros(0, np.float32), *mono_blocks(source)])  # T
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: cannot be decoded ({error.error_string})") from error
     expected = _declared_samples(path, info)
     if len(samples) < expected:
         raise ValueError(f"{path}: truncated, {len(samples)} samples where the header says {expected}")
-    waveform = resample(samples.mean(axis=1), rate, sample_rate)  # T
+    waveform = resample(samples, info.sample_rate, sample_rate)  # T
     if check:
         check_waveform(waveform, path)
     return waveform
@@ -74,8 +99,7 @@ def scan_audio(path: str | Path) -> AudioInfo:
     found, heard = 0, False
     try:
         with soundfile.SoundFile(str(path)) as source:
-            for block in source.blocks(SCAN_BLOCK, dtype="float32", always_2d=True):
-                mono = block.mean(axis=1)  # C -> T
+            for mono in mono_blocks(source):
                 if not np.isfinite(mono).all():
                     where = found + int(np.argmin(np.isfinite(mono)))
                     raise ValueError(f"{path}: sample {where} is not a finite number")

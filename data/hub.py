@@ -64,7 +64,11 @@ LLAMA = Wanted(
 )
 TOKENIZER = Wanted("a text tokenizer", ("tokenizer.model or tokenizer.json",), ())
 ADAPTER = Wanted("a LoRA", ("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin"))
-ENCODER = Wanted("an encoder", ("config.json",), ("model.safetensors", "pytorch_model.bin"))
+ENCODER = Wanted(
+    "an encoder",
+    ("config.json", "preprocessor_config.json or encoder.json"),
+    ("model.safetensors", "pytorch_model.bin"),
+)
 
 
 def is_hub_name(name: str | Path) -> bool:

@@ -12,11 +12,12 @@ Looking a model up and refusing a wrong one needs neither torch nor transformers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechgpt.data.files import read_json
-from speechgpt.data.hub import ADAPTER, LLAMA, is_hub_name, model_folder
+from speechgpt.data.hub import ADAPTER, ENCODER, LLAMA, is_hub_name, model_folder
 from speechgpt.data.published import PREFIX
 from speechgpt.devices import choose_device
 
@@ -105,8 +106,18 @@ class ModelDir:
         return load_generator(self.llm, self.config.prefix, self.config.decoding, device, lora)
 
     def load_synthesizer(self, device: str = "auto") -> "Synthesizer":
+        """Refuses a vocoder whose frames last longer or shorter than the encoder's."""
         self.check("vocoder")
-        return load_synthesizer(self.vocoder, device)
+        synthesizer = load_synthesizer(self.vocoder, device)
+        if "encoder" not in self.given and not self.encoder.exists():  # who only speaks needs none
+            return synthesizer
+        ours, theirs = frame_rate(self.encoder), synthesizer.sample_rate / synthesizer.hop
+        if abs(ours - theirs) > 1e-6 * ours:
+            raise ValueError(
+                f"{self.vocoder} speaks {theirs:g} frames a second, {self.encoder} makes {ours:g}; "
+                f"train a vocoder whose upsample_rates multiply to {synthesizer.sample_rate / ours:g}"
+            )
+        return synthesizer
 
 
 @contextmanager
@@ -169,6 +180,16 @@ def load_generator(
     with naming(*([llm, lora] if lora else [llm])):
         model, vocabulary = load_trained(llm, dtype, lora)
     return Generator(model.to(device), PromptFormat(vocabulary, prefix), settings)
+
+
+def frame_rate(encoder: Path) -> float:
+    """Frames a second of an encoder (a folder, a hub name or an original file), by its files alone."""
+    from speechgpt.conversion_cache import ready_encoder
+    from speechgpt.units.encoder_files import read_configs
+
+    with naming(encoder):
+        config, extra = read_configs(model_folder(ready_encoder(encoder), ENCODER))
+    return extra["sample_rate"] / prod(config.conv_stride)
 
 
 def known_models() -> list[str]:

@@ -7,10 +7,19 @@ from pathlib import Path
 from speechgpt.backends import OURS, add_backend, encoder_loader, fairseq_vocoder
 from speechgpt.commands import Faults, add_model, check_target, command_parser, emit, save_speech
 
+STREAM_OPTIONS = {
+    "look-ahead": "audio heard after a frame before its unit is final (default 1.0; docs/long-audio.md)",
+    "step": "audio between two computations (default 0.5); more of it costs less",
+}
+
 
 def encode(argv: list[str]) -> int:
-    parser = command_parser("encode", "Recordings to units: <sosp>...<eosp> a line for each file, in order.")
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser = command_parser(
+        "encode",
+        "Recordings to units: <sosp>...<eosp> one line a file, in order. The FILE - is audio arriving on "
+        "standard input (wav, flac, ogg, or --raw): its units are printed as soon as they are final.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE|-")
     parser.add_argument(
         "--encoder", type=Path, metavar="PATH", help="encoder, or a fairseq .pt (default: the model's)"
     )
@@ -19,9 +28,18 @@ def encode(argv: list[str]) -> int:
     )
     parser.add_argument("--layer", type=int, metavar="N", help="encoder layer (default: the codebook's)")
     parser.add_argument("--frames", action="store_true", help="one unit a frame, not deduplicated")
+    parser.add_argument("--raw", type=int, metavar="RATE", help="-: 16 bit little-endian mono PCM of RATE Hz")
+    for name, what in STREAM_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=float, metavar="SECONDS", help=f"-: {what}")
     add_backend(parser)
     add_model(parser, seed=False)
     args = parser.parse_args(argv)
+    if args.files.count("-") > 1:
+        raise ValueError("standard input (-) can be read once")
+    if "-" not in args.files and (args.raw or args.look_ahead is not None or args.step is not None):
+        raise ValueError("--raw, --look-ahead and --step are for audio on standard input: give - as FILE")
+    if "-" in args.files and args.backend != OURS:
+        raise ValueError(f"--backend {args.backend} takes files; standard input (-) is for {OURS}")
     from speechgpt.data.audio import scan_audio
     from speechgpt.data.unit_text import units_to_text
 
@@ -29,13 +47,47 @@ def encode(argv: list[str]) -> int:
     encoder_path, codebook_path, layer = _encoder_parts(args)
     faults, encoder = Faults("encode"), None
     for path in args.files:
-        if faults.attempt(path, scan_audio, path) is None:
+        if path != "-" and faults.attempt(path, scan_audio, path) is None:
             continue
         encoder = encoder or load_encoder(encoder_path, codebook_path, layer, args.device)
+        if path == "-":
+            faults.attempt("standard input", _encode_stream, encoder, args)
+            continue
         frames = faults.attempt(path, encoder.encode_file, path)
         if frames is not None:
             emit(units_to_text(frames if args.frames else _deduplicated(frames)))
     return faults.code
+
+
+def _encode_stream(units, args: argparse.Namespace) -> None:
+    """Prints the line of units bit by bit; after an error it ends without its <eosp>, so that none takes it
+    for whole."""
+    from speechgpt.data.audio_stream import stream_audio
+    from speechgpt.units.streaming import LOOK_AHEAD_SECONDS, STEP_SECONDS, StreamingEncoder
+
+    look_ahead = LOOK_AHEAD_SECONDS if args.look_ahead is None else args.look_ahead
+    stream = StreamingEncoder(units, look_ahead, STEP_SECONDS if args.step is None else args.step)
+    last, started = None, False
+
+    def show(frames) -> None:
+        nonlocal last, started
+        fresh = [] if started or not len(frames) else ["<sosp>"]
+        for unit in frames.tolist():
+            if args.frames or unit != last:
+                fresh.append(f"<{unit}>")
+            last = unit
+        started = started or bool(fresh)
+        print("".join(fresh), end="", flush=bool(fresh))
+
+    try:
+        for block in stream_audio(sys.stdin.fileno(), units.encoder.sample_rate, args.raw):
+            show(stream.push(block))
+        show(stream.finish())
+    except (ValueError, OSError):
+        if started:
+            emit("")
+        raise
+    emit("<eosp>")
 
 
 def _deduplicated(frames):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from speechgpt.data.audio import RECEPTIVE_FIELD
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.units.encoder import Encoder
@@ -49,9 +50,8 @@ class Provenance:
     normalize: bool  # the waveform is normalised first
     seed: int = 0
     frames: int = 0  # that the centroids were fitted to; 0: unknown
-    kept_from: str = (
-        ""  # where `encoder` was trained towards them: fingerprint of the one they were fitted to
-    )
+    receptive_field: int = RECEPTIVE_FIELD  # samples that one frame sees through the convolutions
+    kept_from: str = ""  # where `encoder` was trained towards them: the encoder that they were fitted to
 
 
 class Codebook:
@@ -109,8 +109,9 @@ class Codebook:
     def to_bytes(self) -> bytes:
         """The file that `save` writes."""
         values = asdict(self.provenance)
-        if not values["kept_from"]:
-            del values["kept_from"]
+        for name, usual in (("receptive_field", RECEPTIVE_FIELD), ("kept_from", "")):
+            if values[name] == usual:  # left out, so that files of before stay what they were
+                del values[name]
         header = {"format": f"speechgpt-codebook-{CODEBOOK_FORMAT}", "provenance": json.dumps(values)}
         if self.source:
             header["source"] = json.dumps(self.source)
@@ -312,6 +313,7 @@ def fit_codebook(
         encoder.normalize,
         config.seed,
         len(sample),
+        encoder.receptive_field,
     )
     return Codebook(torch.from_numpy(centroids), provenance)
 

@@ -110,7 +110,7 @@ class Encoder(nn.Module):
     def load(
         cls, path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None
     ) -> "Encoder":
-        """Reads a Hugging Face folder (or hub name): config.json, model.safetensors, encoder.json if ours."""
+        """Reads a Hugging Face folder or hub name; ours has encoder.json for preprocessor_config.json."""
         path = model_folder(path, ENCODER)
         config, extra = read_configs(path)
         weights = read_weights(path)
@@ -250,13 +250,9 @@ class Encoder(nn.Module):
 
     def _transform(self, hidden: Tensor, attention: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
         """Projected features (B, N, D), zero where padded, through the layers to the last one asked for."""
-        transformer = self.model.encoder
-        hidden = hidden + transformer.pos_conv_embed(hidden)
-        if not self.config.do_stable_layer_norm:
-            hidden = transformer.layer_norm(hidden)
-        hidden = transformer.dropout(hidden)
+        hidden = self.positioned(hidden)
         found = []
-        for number, layer in enumerate(transformer.layers[: layers[-1]], 1):
+        for number, layer in enumerate(self.model.encoder.layers[: layers[-1]], 1):
             output = layer(hidden, attention_mask=attention)
             if self.training and self.config.layerdrop > 0:
                 # Chosen on the device: no wait for the host, and every rank keeps the same graph.
@@ -266,6 +262,14 @@ class Encoder(nn.Module):
             if number in layers:
                 found.append(hidden)
         return found
+
+    def positioned(self, hidden: Tensor) -> Tensor:
+        """Projected features (B, N, D), zero where padded, to the first layer's input (B, N, D)."""
+        transformer = self.model.encoder
+        hidden = hidden + transformer.pos_conv_embed(hidden)
+        if not self.config.do_stable_layer_norm:
+            hidden = transformer.layer_norm(hidden)
+        return transformer.dropout(hidden)
 
     def convolve(
         self, waveforms: Tensor, lengths: Tensor | None, statistics: tuple[Tensor, Tensor] | None = None

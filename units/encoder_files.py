@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 ENCODER_FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE = "config.json", "model.safetensors", "encoder.json"
+OLD_WEIGHTS_FILE, HUB_FILE = "pytorch_model.bin", "preprocessor_config.json"
+# Left over from pretraining in conversions of fairseq's files; features do not need them.
+LEFT_OVER = ("label_embs_concat", "final_proj.weight", "final_proj.bias", "mask_emb")
 WEIGHT_NORM_NAMES = {  # how fairseq and older transformers name the positional convolution's weight norm
     "pos_conv_embed.conv.weight_g": "pos_conv_embed.conv.parametrizations.weight.original0",
     "pos_conv_embed.conv.weight_v": "pos_conv_embed.conv.parametrizations.weight.original1",
@@ -36,10 +41,14 @@ def read_configs(path: Path) -> tuple["HubertConfig", dict]:
                 f"{path / ENCODER_FILE}: format {extra.get('format')!r}, this version reads {ENCODER_FORMAT}"
             )
     else:  # a folder from the hub: its feature extractor says the same under other names
-        found = path / "preprocessor_config.json"
-        values_of_hub = read_json(found) if found.exists() else {}
-        extra = {
-            "normalize": bool(values_of_hub.get("do_normalize", False)),
+        if not (path / HUB_FILE).exists():
+            raise FileNotFoundError(
+                f"{path}: holds no {HUB_FILE}, which says whether waveforms are normalised first; write "
+                '{"do_normalize": false, "sampling_rate": 16000} for mHuBERT and HuBERT base, true for large'
+            )
+        values_of_hub = read_json(path / HUB_FILE)
+        extra = {  # what the file does not say is as in transformers' Wav2Vec2FeatureExtractor
+            "normalize": bool(values_of_hub.get("do_normalize", True)),
             "sample_rate": int(values_of_hub.get("sampling_rate", 16_000)),
         }
     from transformers import HubertConfig
@@ -48,20 +57,33 @@ def read_configs(path: Path) -> tuple["HubertConfig", dict]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    file = path / WEIGHTS_FILE
-    if not file.exists():
-        other = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{path}: holds no {WEIGHTS_FILE}; found {other}")
-    try:
-        weights = load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
+    """Tensors of model.safetensors or else pytorch_model.bin, float32, under today's names."""
+    weights = {name: value for name, value in _read_tensors(path).items() if isinstance(value, Tensor)}
     if any(name.startswith("hubert.") for name in weights):  # saved with a head on top
         weights = {k.removeprefix("hubert."): v for k, v in weights.items() if k.startswith("hubert.")}
     for old, new in WEIGHT_NORM_NAMES.items():
         if f"encoder.{old}" in weights:
             weights[f"encoder.{new}"] = weights.pop(f"encoder.{old}")
-    return {name: value.float() for name, value in weights.items()}
+    return {name: value.float() for name, value in weights.items() if name not in LEFT_OVER}
+
+
+def _read_tensors(path: Path) -> dict:
+    if (file := path / WEIGHTS_FILE).exists():
+        try:
+            return load_file(str(file))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
+    if (file := path / OLD_WEIGHTS_FILE).exists():
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(f"{file}: cannot be read as tensors alone ({reason})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file}: holds a {type(found).__name__}, expected tensors by name")
+        return found
+    other = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{path}: holds no {WEIGHTS_FILE} or {OLD_WEIGHTS_FILE}; found {other}")
 
 
 def load_weights(model: "HubertModel", weights: dict[str, Tensor], path: Path) -> None:

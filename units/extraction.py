@@ -62,24 +62,25 @@ def encode_rows(
         while batches or waiting:
             while batches and len(waiting) < AHEAD:
                 members = [rows[i] for i in batches.popleft()]
-                waiting.append(
-                    [(row, pool.submit(_read, row, manifest, encoder.sample_rate)) for row in members]
-                )
+                waiting.append([(row, pool.submit(_read, row, manifest, encoder)) for row in members])
             batch = [(row, future.result()) for row, future in waiting.popleft()]
             yield from _encode_batch(encoder, manifest, batch, layer, handle)
             bar.update(round(sum(row.seconds for row, _ in batch)))
 
 
-def _read(row: Utterance, manifest: str | Path, sample_rate: int) -> np.ndarray | None | str:
+def _read(row: Utterance, manifest: str | Path, encoder: Encoder) -> np.ndarray | None | str:
     """The waveform (T,); None for a file so long that it goes in windows; a reason when it cannot be read."""
     path = row.audio(manifest)
     try:
         if probe(path).seconds > WINDOW_SECONDS:
             scan_audio(path)
             return None
-        return read_audio(path, sample_rate)
+        waveform = read_audio(path, encoder.sample_rate)
     except (ValueError, OSError) as error:
         return str(error)
+    if len(waveform) < encoder.receptive_field:  # longer than HuBERT's 400 samples for encoders of 25 Hz
+        return f"{path}: {len(waveform)} samples; this encoder needs at least {encoder.receptive_field}"
+    return waveform
 
 
 def _encode_batch(

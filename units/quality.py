@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from speechgpt.data.audio import RECEPTIVE_FIELD
 from speechgpt.data.files import write_json
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units
 from speechgpt.units.codebook import Codebook
@@ -178,7 +177,7 @@ def main(argv: list[str]) -> int:
         "--split", help="only rows of this split; phones of units and the recogniser are learnt from train"
     )
     parser.add_argument(
-        "--receptive-field", type=int, default=RECEPTIVE_FIELD, help="samples that one frame sees"
+        "--receptive-field", type=int, help="samples that one frame sees (default: the codebook's)"
     )
     parser.add_argument("--max-pairs", type=int, default=MAX_PAIRS, help="of one text, a pair of corpora")
     parser.add_argument("--ctc", action="store_true", help="train a small recogniser on the units: its WER")
@@ -197,7 +196,7 @@ def main(argv: list[str]) -> int:
     settings = (
         codebook.size,
         codebook.provenance.hop,
-        options.receptive_field,
+        options.receptive_field or codebook.provenance.receptive_field,
         codebook.provenance.sample_rate,
     )
     whole = measure(units, manifest, *settings)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from speechgpt.data.audio import read_audio
+from speechgpt.data.audio import SAMPLE_RATE, read_audio
 from speechgpt.data.draws import matches
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units
 
@@ -66,12 +66,17 @@ class Pool:
     """The utterances of a manifest that have unit rows, ready to be cropped from."""
 
     def __init__(
-        self, rows: list[tuple[UnitRow, np.ndarray]], hop: int, speakers: list[str], device: torch.device
+        self,
+        rows: list[tuple[UnitRow, np.ndarray]],
+        hop: int,
+        speakers: list[str],
+        device: torch.device,
+        sample_rate: int = SAMPLE_RATE,
     ):
         """rows: unit rows and waveforms (T,) float32 at their level, long enough."""
         if not rows:
             raise ValueError("no utterance to train on")
-        self.hop, self.device, self.speakers = hop, device, speakers
+        self.hop, self.device, self.speakers, self.sample_rate = hop, device, speakers, sample_rate
         self.rows = [row for row, _ in rows]
         self.frame_count = np.array([sum(r.durations) for r in self.rows])
         self.frame_start = np.concatenate([[0], np.cumsum(self.frame_count)])
@@ -92,7 +97,7 @@ class Pool:
 
     @property
     def hours(self) -> float:
-        return float(self.frame_start[-1]) * self.hop / 16_000 / 3600
+        return float(self.frame_start[-1]) * self.hop / self.sample_rate / 3600
 
     def weigh(self, config: DataConfig) -> None:
         """Chances of the utterances: by length, within the weight of their speaker or corpus, if any."""

@@ -81,7 +81,7 @@ def load_pool(
                 f"{units}: row {row.id} holds unit {max(row.units)}; the codebook has K = {plan.num_units}"
             )
     rows = load_rows(pairs, manifest, plan.hop, plan.sample_rate, config.data)
-    pool = Pool(rows, plan.hop, speakers, device)
+    pool = Pool(rows, plan.hop, speakers, device, plan.sample_rate)
     pool.weigh(config.data)
     return plan, pool
 

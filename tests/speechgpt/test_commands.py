@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,48 @@ def test_chat_ends_with_its_input(run, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.StringIO("no moss"))
     code, out, err = run("chat", "--no-speech", "--out-dir", tmp_path / "chat")
     assert code == 0 and len(out) == 1 and err == [] and not (tmp_path / "chat").exists()
+
+
+def piped(monkeypatch, content: bytes, run, *options):
+    """run("encode", "-") with `content` arriving on standard input through a real pipe."""
+    inner, outer = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(outer, content), os.close(outer)))
+    writer.start()
+    with open(inner, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        found = run("encode", "-", *options)
+        writer.join(10)
+    return found
+
+
+def test_encode_reads_standard_input_as_it_arrives(run, recordings, monkeypatch):
+    code, whole, _ = run("encode", recordings[0], "--frames")
+    assert code == 0
+    code, out, err = piped(monkeypatch, recordings[0].read_bytes(), run, "--frames")
+    assert (code, err) == (0, []) and out == whole  # shorter than the first step: the same computation
+    code, out, _ = piped(monkeypatch, recordings[0].read_bytes(), run, "--look-ahead", 0.1, "--step", 0.1)
+    assert code == 0 and len(out) == 1 and LINE.fullmatch(out[0])
+    units = text_to_units(out[0])
+    assert all(a != b for a, b in zip(units, units[1:], strict=False))
+
+
+def test_encode_takes_raw_samples(run, recordings, monkeypatch):
+    pcm, _ = soundfile.read(recordings[0], dtype="int16")
+    _, whole, _ = run("encode", recordings[0])
+    assert piped(monkeypatch, pcm.astype("<i2").tobytes(), run, "--raw", 16_000)[:2] == (0, whole)
+
+
+def test_encode_of_a_broken_stream_never_ends_its_line(run, recordings, monkeypatch):
+    cut = recordings[0].read_bytes()[:-9000]
+    code, out, err = piped(monkeypatch, cut, run, "--look-ahead", 0, "--step", 0.1)
+    assert code == 2 and len(err) == 1 and "standard input: truncated" in err[0]
+    assert out[0].startswith("<sosp><") and not out[0].endswith("<eosp>")
+    code, out, err = piped(monkeypatch, b"", run)
+    assert (code, out) == (2, []) and err == ["speechgpt encode: standard input: is empty"]
+
+
+def test_stream_options_without_a_stream_are_refused(run, recordings):
+    for options in (["--raw", 16_000], ["--look-ahead", 1], ["--step", 1]):
+        code, out, err = run("encode", recordings[0], *options)
+        assert (code, out) == (2, []) and "give - as FILE" in err[0]
+    assert "can be read once" in run("encode", "-", "-")[2][0]

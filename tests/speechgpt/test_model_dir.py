@@ -199,3 +199,25 @@ def test_recordings_in_the_package_are_readable():
 def test_others_may_read_a_model(tiny_model):
     for path in tiny_model.rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+
+
+def test_a_vocoder_of_another_frame_rate_is_refused(tiny_model, tmp_path):
+    """50 frames a second from the encoder, 25 into the vocoder: speech of twice the length, and no error."""
+    from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    slow = VocoderConfig(
+        num_units=12,
+        embedding_dim=8,
+        initial_channels=32,
+        upsample_rates=[8, 5, 4, 4],
+        upsample_kernels=[16, 11, 8, 8],
+        resblock_kernels=[3],
+        resblock_dilations=[[1, 3]],
+        duration_width=8,
+    )
+    shutil.rmtree(folder / "vocoder")
+    UnitVocoder(slow).save(folder / "vocoder")
+    with pytest.raises(ValueError, match="speaks 25 frames a second, .*encoder makes 50; train .* 320"):
+        find_model(folder).load_synthesizer("cpu")
