@@ -3,7 +3,9 @@
 Whatever libsndfile reads is accepted; channels are averaged (never laid end to end), any rate is resampled.
 """
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -35,15 +37,29 @@ class AudioInfo:
 
 def probe(path: str | Path) -> AudioInfo:
     """Reads the header alone. Raises FileNotFoundError or ValueError naming the file."""
+    with open_audio(path) as source:
+        rate, samples = source.samplerate, source.frames
+        return AudioInfo(samples / rate, rate, source.channels, samples)
+
+
+@contextmanager
+def open_audio(path: str | Path) -> Iterator["SoundFile"]:
+    """An audio file for reading. Raises FileNotFoundError, or ValueError with its name and what is wrong."""
     import soundfile
 
-    path = _existing(path)
-    try:
-        info = soundfile.info(str(path))
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: not an audio file that libsndfile reads ({error.error_string})") from error
-    check_rate(info.samplerate, path)
-    return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels, info.frames)
+    with open(_existing(path), "rb") as file:
+        try:
+            # By its number: a name can be no UTF-8, or end in .raw, and then no header would be looked for.
+            source = soundfile.SoundFile(file.fileno(), closefd=False)
+        except soundfile.LibsndfileError as error:
+            reason = f"not an audio file that libsndfile reads ({error.error_string})"
+            raise ValueError(f"{path}: {reason}") from error
+        with source:
+            check_rate(source.samplerate, path)
+            try:
+                yield source
+            except soundfile.LibsndfileError as error:
+                raise ValueError(f"{path}: cannot be decoded ({error.error_string})") from error
 
 
 def check_rate(rate: int, name: str | Path) -> None:
@@ -52,12 +68,21 @@ def check_rate(rate: int, name: str | Path) -> None:
         raise ValueError(f"{name}: sample rate {rate} Hz; expected {RATES[0]} to {RATES[1]}")
 
 
-def mono_blocks(source: "SoundFile") -> Iterator[np.ndarray]:
-    """What is left of an open file, in blocks (T,) float32 of the channels' mean. Memory follows what is
-    there, not what the header promises."""
+def mono_blocks(source: "SoundFile", most: int = sys.maxsize) -> Iterator[np.ndarray]:
+    """What is left of an open file, up to `most` samples, in blocks (T,) float32 of the channels' mean.
+
+    Memory follows what is there, not what the header promises.
+    """
     size = max(1, SCAN_BLOCK // source.channels)
-    while len(block := source.read(size, dtype="float32", always_2d=True)):
-        yield block.mean(axis=1)  # C -> T
+    while len(block := source.read(min(size, most), dtype="float32", always_2d=True)):
+        most -= len(block)
+        yield mean_of_channels(block)
+
+
+def mean_of_channels(block: np.ndarray) -> np.ndarray:
+    """(T, C) float32 to the mean of the channels (T,), where the caller names samples that are not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return block.mean(axis=1)
 
 
 def read_audio(
@@ -68,18 +93,13 @@ def read_audio(
     Raises FileNotFoundError, or ValueError naming the file, when it is not audio, is empty, holds fewer
     samples than its header says, is longer than `max_seconds`, or (with `check`) fails `check_waveform`.
     """
-    import soundfile
-
     info = probe(path)
     if info.samples == 0:
         raise ValueError(f"{path}: the file holds no samples")
     if max_seconds is not None and info.seconds > max_seconds:
         raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
-    try:
-        with soundfile.SoundFile(str(path)) as source:
-            samples = np.concatenate([np.zeros(0, np.float32), *mono_blocks(source)])  # T
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error.error_string})") from error
+    with open_audio(path) as source:
+        samples = np.concatenate([np.zeros(0, np.float32), *mono_blocks(source)])  # T
     expected = _declared_samples(path, info)
     if len(samples) < expected:
         raise ValueError(f"{path}: truncated, {len(samples)} samples where the header says {expected}")
@@ -91,21 +111,16 @@ def read_audio(
 
 def scan_audio(path: str | Path) -> AudioInfo:
     """Checks a file of any length in bounded memory; raises what `read_audio` raises, returns its header."""
-    import soundfile
-
     info = probe(path)
     if info.samples == 0:
         raise ValueError(f"{path}: the file holds no samples")
     found, heard = 0, False
-    try:
-        with soundfile.SoundFile(str(path)) as source:
-            for mono in mono_blocks(source):
-                if not np.isfinite(mono).all():
-                    where = found + int(np.argmin(np.isfinite(mono)))
-                    raise ValueError(f"{path}: sample {where} is not a finite number")
-                found, heard = found + len(mono), heard or bool(mono.any())
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error.error_string})") from error
+    with open_audio(path) as source:
+        for mono in mono_blocks(source):
+            if not np.isfinite(mono).all():
+                where = found + int(np.argmin(np.isfinite(mono)))
+                raise ValueError(f"{path}: sample {where} is not a finite number")
+            found, heard = found + len(mono), heard or bool(mono.any())
     expected = _declared_samples(path, info)
     if found < expected:
         raise ValueError(f"{path}: truncated, {found} samples where the header says {expected}")
@@ -124,7 +139,9 @@ def _declared_samples(path: str | Path, info: AudioInfo) -> int:
         while len(chunk := file.read(8)) == 8:
             name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if name == b"fmt ":
-                block_align = int.from_bytes(file.read(size + size % 2)[12:14], "little")
+                start = file.tell()
+                block_align = int.from_bytes(file.read(14)[12:], "little")
+                file.seek(start + size + size % 2)
             elif name == b"data":
                 # Streaming writers leave 0 or the largest size: then the count is unknown, not wrong.
                 known = block_align and 0 < size < 0x7FFFF000

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from speechgpt.data.audio import check_rate
+from speechgpt.data.audio import check_rate, mean_of_channels
 
 BLOCK_SECONDS = 0.1  # read at a time
 NAME = "standard input"
@@ -60,7 +60,7 @@ def _decoded(file: int) -> Iterator[tuple[int, np.ndarray]]:
             size = max(1, int(BLOCK_SECONDS * source.samplerate))
             while len(block := source.read(size, dtype="float32", always_2d=True)):
                 found += len(block)
-                yield source.samplerate, block.mean(axis=1)  # C -> T
+                yield source.samplerate, mean_of_channels(block)
         except soundfile.LibsndfileError as error:
             what = "cannot be decoded" if source else "not audio that can be read from a pipe"
             raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechgpt.data.rows import check_split, read_rows, write_rows
+from speechgpt.data.rows import check_split, check_units, read_rows, write_rows
 
 INSTRUCT_KINDS = ("asr", "tts", "chat")
 CHAIN_KINDS = ("speech-speech", "speech-text", "text-speech", "text-text")  # question-answer
@@ -69,8 +69,8 @@ def _check_parts(row: InstructRow | ChainRow, needed: dict[str, bool]) -> None:
             raise ValueError(f"row {row.id}: {row.kind} needs {name}, which is empty")
         if value and not wanted:
             raise ValueError(f"row {row.id}: {row.kind} has no use for {name}, which is filled")
-        if isinstance(value, list) and any(u < 0 for u in value):
-            raise ValueError(f"row {row.id}: {name} holds the negative unit {min(value)}")
+        if isinstance(value, list):
+            check_units(row, name)
 
 
 def read_instruct(path: str | Path) -> list[InstructRow]:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+LONGEST_LINE = 1 << 25  # bytes; a longer line is no row (a day of speech takes 20 MB), and is not kept
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -36,23 +40,72 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:  # ValueError itself: a number of thousands of digits
+        raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from error
+
+
+def one_line(what: object, most: int = 500) -> str:
+    """`what` as a part of a message: without its middle where it is long, control characters escaped."""
+    text = str(what)
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def bounded_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yields (line number from 1, line), None for a line that is longer than `LONGEST_LINE`."""
+    with open(path, "rb") as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+                yield number, line
+                continue
+            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield number, None
+
+
+def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number from 1, line). Raises ValueError naming `path:line`: too long, or not UTF-8."""
+    for number, line in bounded_lines(path):
+        if line is None:
+            raise ValueError(
+                f"{path}:{number}: more than {LONGEST_LINE >> 20} MB in a line; expected a row a line"
+            )
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line)") from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON that can be written again. Raises ValueError for the rest, deep nesting, half characters."""
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # pairs are characters, and common where all but ASCII is escaped
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("not valid JSON (half of a surrogate pair, which is no character)") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON (nested too deep)") from error
+    except ValueError as error:  # itself, not JSONDecodeError: a number of thousands of digits
+        raise ValueError(f"not valid JSON ({one_line(error)})") from error
+    return value
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
     """Yields (line number from 1, object). Raises ValueError naming `path:line` for a broken line."""
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            yield number, row
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+        yield number, row
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:

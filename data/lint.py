@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, INSTRUCT_KINDS
-from speechgpt.data.lint_rows import Found, read_line
+from speechgpt.data.files import LONGEST_LINE, bounded_lines
+from speechgpt.data.lint_rows import Found, read_line, short
 from speechgpt.data.published import PREFIX
 from speechgpt.data.rows import SPLITS
 from speechgpt.data.splits import text_key
@@ -34,7 +35,6 @@ KINDS = {
     "leak-units": "the same units in another split",
 }
 DIALOGUES = (*INSTRUCT_KINDS, *CHAIN_KINDS)  # rows that have an answer
-LONGEST_LINE = 16 << 20  # bytes; a longer line is no row, and is not read into memory
 IN_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 
 Measure = Callable[[Found], tuple[int, int]]  # tokens (before the answer, in all)
@@ -92,8 +92,8 @@ class Linter:
         self.findings: Counter[str] = Counter()  # kind of finding -> findings
         self._files: list[str] = []
         self._starts: list[int] = []  # number of each file's first row
-        self._lines, self._splits = array("I"), array("H")  # of each row
-        self._split_names = list(SPLITS)
+        self._lines, self._splits = array("I"), array("I")  # of each row
+        self._split_names = {name: number for number, name in enumerate(SPLITS)}
         self._keys = {name: _Keys() for name in ("row", "id", "text", "units")}
         self._valid = {str(unit) for unit in range(self.options.num_units)}
 
@@ -123,7 +123,7 @@ class Linter:
         spelled: dict[str, list[int]] = {
             marker: [0, 0] for marker in self.options.markers
         }  # first line, rows
-        for number, line in lines_of(path):
+        for number, line in bounded_lines(path):
             if line is None:
                 yield Finding(name, number, "broken", f"a line of more than {LONGEST_LINE >> 20} MB")
                 continue
@@ -187,9 +187,7 @@ class Linter:
             keys["units"].add(found.heard_units, row)
 
     def _split_number(self, name: str) -> int:
-        if name not in self._split_names:
-            self._split_names.append(name)
-        return self._split_names.index(name)
+        return self._split_names.setdefault(name, len(self._split_names))
 
     def _where(self, row: int) -> tuple[str, int]:
         return self._files[bisect_right(self._starts, row) - 1], self._lines[row]
@@ -205,14 +203,15 @@ class Linter:
         splits = np.array(self._splits)
         if len(np.unique(splits)) < 2:
             return
+        names = list(self._split_names)
         for group in self._keys[kind].groups():
             held = splits[group]
             if (held == held.min()).all():
                 continue
             first = group[held == held.min()][0]
-            shown = "{}:{} ({})".format(*self._where(int(first)), self._split_names[splits[first]])
+            shown = "{}:{} ({})".format(*self._where(int(first)), short(names[splits[first]]))
             for row in group[held != held.min()].tolist():
-                own = self._split_names[splits[row]]
+                own = short(names[splits[row]])
                 yield Finding(*self._where(row), f"leak-{kind}", f"the same {kind} as {shown}, here in {own}")
 
 
@@ -229,20 +228,6 @@ def split_of_name(path: Path) -> str:
     """A file's split by the words of its name (train, dev, valid, validation, test); else the name itself."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     return next((IN_NAMES[word] for word in words if word in IN_NAMES), str(path))
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """(line number from 1, line), None for a line that is longer than any row."""
-    with open(path, "rb") as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE):
-            number += 1
-            if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-                yield number, line
-                continue
-            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
 
 
 def least_tokens(found: Found) -> tuple[int, int]:

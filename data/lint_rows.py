@@ -10,6 +10,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, INSTRUCT_KINDS, ChainRow, InstructRow
+from speechgpt.data.files import one_line, parse_json
 from speechgpt.data.published import CHAIN_DRIFT, INPUT, INSTRUCT_DRIFT, PREFIX
 from speechgpt.data.rows import UnitRow, Utterance, row_of
 from speechgpt.data.unit_text import units_to_text
@@ -21,7 +22,7 @@ MARKERS = ("<sosp>", "<eosp>", "<eoh>", "<eoa>", "<eos>", "[Human]", "[SpeechGPT
 SPECIALS = ("<s>", "</s>", "<unk>")
 # What a text must not hold: a reader of the row, or the model's tokenizer, takes it for structure.
 INJECTED = re.compile("|".join([r"<\d+>", *(re.escape(m) for m in (*MARKERS, *SPECIALS))]))
-UNITS = re.compile(r"<sosp>(?:<(?:0|[1-9][0-9]*)>)+<eosp>")
+UNITS = re.compile(r"<sosp>(?:<(?:0|[1-9][0-9]{0,9})>)+<eosp>")
 _HEAD = f'{{"prefix": {json.dumps(PREFIX)}, "plain_text": '.encode()
 SHORT = 40  # characters of a text that a message shows
 
@@ -59,9 +60,11 @@ def read_line(line: bytes, is_json: bool) -> Found:
         except UnicodeDecodeError as error:
             return found.problem("broken", f"not UTF-8 (byte {error.start})")
     try:
-        values = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return found.problem("broken", f"not valid JSON ({short(str(error), 90)})")
+        values = parse_json(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return found.problem("broken", f"not UTF-8 (byte {error.start})")
+    except ValueError as error:
+        return found.problem("broken", short(str(error), 110))
     if not isinstance(values, dict):
         return found.problem("broken", f"expected a JSON object, found {type(values).__name__}")
     if "plain_text" in values or "prefix" in values:
@@ -75,7 +78,7 @@ def read_line(line: bytes, is_json: bool) -> Found:
 def short(text: str, most: int = SHORT) -> str:
     """Text for one line of a report."""
     text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return one_line(text if len(text) <= most else f"{text[: most - 3]}...", 6 * most)
 
 
 def _text_line(text: str, found: Found) -> Found:

@@ -28,7 +28,7 @@ from pathlib import Path
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, read_chain, read_instruct
 from speechgpt.data.dialogue_rows import write_chain as write_chain_rows
 from speechgpt.data.dialogue_rows import write_instruct as write_instruct_rows
-from speechgpt.data.files import atomic_path, read_jsonl
+from speechgpt.data.files import atomic_path, one_line, read_jsonl, text_lines
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.unit_text import text_to_units, units_to_text
 
@@ -43,6 +43,7 @@ PREFIX = (
 )
 INPUT = " This is input: "
 RowType = type[InstructRow] | type[ChainRow]
+MOST_SIGNS = 8  # times that a row may hold a part of a template: the patterns try each with each
 UNITS = r"<sosp>(?:<\d+>)+<eosp>"
 
 # Tried in order. Texts may hold line breaks, hence DOTALL.
@@ -103,6 +104,8 @@ def parse(plain: str, kind: RowType, name: str, split: str = "train") -> Instruc
     """A plain text back to a row with id `name`. Raises ValueError for any drift from the templates."""
     instruct = kind is InstructRow
     patterns, drift = (INSTRUCT_PATTERNS, INSTRUCT_DRIFT) if instruct else (CHAIN_PATTERNS, CHAIN_DRIFT)
+    if found := next((sign for sign in ("[SpeechGPT]: ", *drift) if plain.count(sign) > MOST_SIGNS), None):
+        raise ValueError(f"holds {found!r} {plain.count(found)} times: {_short(plain)}")
     for label, pattern in patterns.items():
         if not (match := re.fullmatch(pattern, plain, re.DOTALL)):
             continue
@@ -157,8 +160,8 @@ def read_published(path: str | Path, kind: RowType, rejects: Rejects | None = No
                 rows.append(_row(found, line, kind, f"{Path(path).stem}-{number:07d}"))
             except ValueError as error:
                 if rejects is None:
-                    raise ValueError(f"{path}:{number}: {error}") from error
-                rejects.add(f"{path}:{number}", str(error))
+                    raise ValueError(f"{path}:{number}: {one_line(error)}") from error
+                rejects.add(f"{path}:{number}", one_line(error))
     return rows
 
 
@@ -166,10 +169,11 @@ def _row(found: dict, line: bytes, kind: RowType, name: str) -> InstructRow | Ch
     if list(found) != ["prefix", "plain_text"]:
         raise ValueError(f"fields {', '.join(found)}; expected prefix, plain_text")
     prefix, plain = found["prefix"], found["plain_text"]
+    for field, value in found.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{field} is {type(value).__name__}; expected text")
     if prefix != PREFIX:
-        raise ValueError(f"the prefix is not the published one: {_short(str(prefix))}")
-    if not isinstance(plain, str):
-        raise ValueError(f"plain_text is {type(plain).__name__}; expected text")
+        raise ValueError(f"the prefix is not the published one: {_short(prefix)}")
     row = parse(plain, kind, name)
     if line not in (_line(plain, ascii).encode() for ascii in (True, False)):
         raise ValueError("the JSON is not spelled as json.dumps spells it, so it could not be written back")
@@ -187,12 +191,11 @@ def write_unit_lines(path: str | Path, rows: Iterable[list[int]]) -> int:
 
 def read_unit_lines(path: str | Path, codebook_size: int | None = None) -> Iterator[list[int]]:
     """Yields the units (U) of each line. Raises ValueError naming `path:line`."""
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield text_to_units(line.rstrip("\n"), codebook_size)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+    for number, line in text_lines(path):
+        try:
+            yield text_to_units(line, codebook_size)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {one_line(error)}") from error
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from speechgpt.data.files import read_jsonl
+from speechgpt.data.files import one_line, read_jsonl
 from speechgpt.data.rows import SPLITS
 
 
@@ -27,26 +27,31 @@ def answer_id(answer: str) -> str:
 
 def read_questions(path: str | Path) -> list[QuestionAnswer]:
     """All rows. Raises ValueError naming `path:line`. Rows without an id get `{file name}-{line}`."""
-    known = [f.name for f in fields(QuestionAnswer)]
     rows, seen = [], set()
     for number, found in read_jsonl(path):
-        where = f"{path}:{number}"
-        given = {name: found[name] for name in known if name in found}
-        for name, value in given.items():
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: {name} is {value!r}; expected text")
-        row = QuestionAnswer(
-            **{"id": f"{Path(path).stem}-{number:06d}", "question": "", "answer": "", **given}
-        )
-        for name in ("id", "question", "answer"):
-            if not getattr(row, name).strip():
-                raise ValueError(f"{where}: {name} is missing or blank; found {', '.join(found)}")
-        if row.split and row.split not in SPLITS:
-            raise ValueError(f"{where}: split is {row.split!r}; expected {', '.join(SPLITS)}")
-        if row.id in seen:
-            raise ValueError(f"{where}: id {row.id!r} appears twice")
+        try:
+            row = _question(found, f"{Path(path).stem}-{number:06d}")
+            if row.id in seen:
+                raise ValueError(f"id {row.id!r} appears twice")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {one_line(error)}") from error
         seen.add(row.id)
         rows.append(row)
     if not rows:
         raise ValueError(f'{path}: no rows; expected lines of {{"id", "question", "answer"}}')
     return rows
+
+
+def _question(found: dict, name: str) -> QuestionAnswer:
+    given = {f.name: found[f.name] for f in fields(QuestionAnswer) if f.name in found}
+    for field, value in given.items():
+        if not isinstance(value, str):
+            shown = type(value).__name__ if isinstance(value, list | dict) else repr(value)
+            raise ValueError(f"{field} is {shown}; expected text")
+    row = QuestionAnswer(**{"id": name, "question": "", "answer": "", **given})
+    for field in ("id", "question", "answer"):
+        if not getattr(row, field).strip():
+            raise ValueError(f"{field} is missing or blank; found {', '.join(found)}")
+    if row.split and row.split not in SPLITS:
+        raise ValueError(f"split is {row.split!r}; expected {', '.join(SPLITS)}")
+    return row

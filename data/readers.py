@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import soundfile
 from tqdm import tqdm
 
 from speechgpt.data import layouts, segmented
-from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE, probe, read_audio
+from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE, mono_blocks, open_audio, probe, read_audio
 from speechgpt.data.files import atomic_path
 from speechgpt.data.layouts import Flaw, Found, LayoutOptions, Recording
 from speechgpt.data.rejects import Rejects
@@ -91,15 +92,15 @@ def cut(recording: Recording, folder: Path | None) -> Path:
             if old.comment == origin:
                 return path
     first, last = (min(round(time * source.sample_rate), source.samples) for time in (recording.begin, end))
-    with soundfile.SoundFile(recording.path) as file:
+    with open_audio(recording.path) as file:
         file.seek(first)
-        samples = file.read(last - first, dtype="float32", always_2d=True)  # T C
+        samples = np.concatenate([np.zeros(0, np.float32), *mono_blocks(file, last - first)])  # T
     if len(samples) < last - first:
         raise ValueError(f"{recording.path}: truncated, {first + len(samples)} of {source.samples} samples")
     with atomic_path(path) as part:
         with soundfile.SoundFile(part, "w", source.sample_rate, 1, "PCM_16", format="FLAC") as out:
             out.comment = origin
-            out.write(samples.mean(axis=1))  # T C -> T
+            out.write(samples)
     return path
 
 

@@ -6,9 +6,11 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 
-from speechgpt.data.files import read_jsonl, write_jsonl
+from speechgpt.data.files import one_line, read_jsonl, write_jsonl
 
 SPLITS = ("train", "dev", "test")
+MOST_SECONDS = 1e9  # 32 years: no recording is longer, and no arithmetic on it overflows
+MOST_UNIT = 1 << 31  # units and durations in frames are below; arrays of int64 and int32 hold them
 
 
 @dataclass
@@ -30,8 +32,10 @@ class Utterance:
         return Path(manifest).parent / self.path
 
     def check(self) -> None:
-        if not self.seconds > 0:
+        if not 0 < self.seconds < MOST_SECONDS:
             raise ValueError(f"row {self.id}: {self.seconds} seconds of audio")
+        if not all(_is_phone(phone) for phone in self.phones):
+            raise ValueError(f"row {self.id}: phones are not [[phone, end in seconds], ...]")
         check_split(self)
 
 
@@ -51,8 +55,10 @@ class UnitRow:
     def check(self) -> None:
         if len(self.units) != len(self.durations):
             raise ValueError(f"row {self.id}: {len(self.units)} units but {len(self.durations)} durations")
-        if any(d < 1 for d in self.durations):
+        if self.durations and min(self.durations) < 1:
             raise ValueError(f"row {self.id}: a duration under one frame")
+        check_units(self, "units")
+        check_units(self, "durations")
         if any(a == b for a, b in zip(self.units, self.units[1:], strict=False)):
             raise ValueError(f"row {self.id}: neighbouring units are equal, expected deduplicated units")
         check_split(self)
@@ -61,6 +67,16 @@ class UnitRow:
 def check_split(row) -> None:
     if row.split not in SPLITS:
         raise ValueError(f"row {row.id}: split is {row.split!r}; expected {', '.join(SPLITS)}")
+
+
+def check_units(row, name: str) -> None:
+    """Raises ValueError when the list `name` of `row` holds what is no unit of any codebook."""
+    if (values := getattr(row, name)) and min(values) < 0:
+        raise ValueError(f"row {row.id}: {name} holds the negative unit {min(values)}")
+    if values and max(values) >= MOST_UNIT:
+        raise ValueError(
+            f"row {row.id}: {name} holds {one_line(max(values), 40)}; expected less than {MOST_UNIT}"
+        )
 
 
 def row_of(kind: type, values: dict):
@@ -73,7 +89,10 @@ def row_of(kind: type, values: dict):
     for name, value in values.items():
         if not _is_a(known[name], value):
             wanted = getattr(known[name], "__name__", known[name])
-            raise ValueError(f"{name} is {str(value)[:60]!r}; expected {wanted}")
+            shown = (
+                f"a {type(value).__name__} of {len(value)}" if isinstance(value, list | dict) else repr(value)
+            )
+            raise ValueError(f"{name} is {one_line(shown, 60)}; expected {wanted}")
     item = kind(**values)
     item.check()
     return item
@@ -91,7 +110,7 @@ def read_rows(kind: type, path: str | Path) -> Iterator:
         try:
             yield row_of(kind, row)
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+            raise ValueError(f"{path}:{number}: {one_line(error)}") from error
 
 
 def write_rows(path: str | Path, rows: Iterable) -> int:
@@ -110,6 +129,12 @@ def _is_a(wanted: type, value) -> bool:
     if wanted is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, wanted)
+
+
+def _is_phone(value) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        return False
+    return _is_a(float, value[1]) and 0 <= value[1] < MOST_SECONDS
 
 
 def _required(f: Field) -> bool:
@@ -152,5 +177,5 @@ def _unique(rows: list, path: str | Path) -> None:
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            raise ValueError(f"{path}: id {row.id!r} appears twice")
+            raise ValueError(f"{path}: id {one_line(row.id)!r} appears twice")
         seen.add(row.id)

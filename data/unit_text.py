@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_WHOLE = re.compile(r"<sosp>(?:<\d+>)*<eosp>")
+_WHOLE = re.compile(r"<sosp>(?:<[0-9]{1,10}>)*<eosp>")
 
 
 def units_to_text(units: Sequence[int]) -> str:

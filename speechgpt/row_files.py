@@ -1,6 +1,5 @@
 """Files of rows, whatever kind a stage may hold, as one stream of lines."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from speechgpt.data.dialogue_rows import (
     read_chain,
     read_instruct,
 )
-from speechgpt.data.files import read_jsonl
+from speechgpt.data.files import one_line, read_jsonl, text_lines
 from speechgpt.data.published import read_published
 from speechgpt.data.rows import read_units
 from speechgpt.data.unit_text import text_to_units
@@ -39,17 +38,13 @@ def read_lines(path: str | Path) -> Iterator[Line]:
     (a manifest, questions and answers) the texts are taken.
     """
     path = Path(path)
-    with open(path, encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "")
+    first = next((line for _, line in text_lines(path) if line.strip()), "")
     if not first:
         raise ValueError(f"{path}: holds no rows")
     if not first.lstrip().startswith("{"):
         yield from _text_lines(path)
         return
-    try:
-        keys = json.loads(first)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: the first row is not valid JSON ({error})") from error
+    _, keys = next(read_jsonl(path))
     if "durations" in keys:
         yield from (Line(row.id, row.split, "units", row.units) for row in read_units(path))
     elif "plain_text" in keys:
@@ -74,13 +69,12 @@ def _json_texts(path: Path) -> Iterator[Line]:
 
 
 def _text_lines(path: Path) -> Iterator[Line]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            where, line = f"{path.name}:{number}", line.strip()
-            if line.startswith("<sosp>"):
-                try:
-                    yield Line(where, "train", "units", text_to_units(line))
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: {error}") from error
-            elif line:
-                yield Line(where, "train", "text", line)
+    for number, line in text_lines(path):
+        where, line = f"{path.name}:{number}", line.strip()
+        if line.startswith("<sosp>"):
+            try:
+                yield Line(where, "train", "units", text_to_units(line))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {one_line(error)}") from error
+        elif line:
+            yield Line(where, "train", "text", line)

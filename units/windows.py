@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechgpt.data.audio import mono_blocks
+from speechgpt.data.audio import mono_blocks, open_audio
 from speechgpt.units.encoder import Encoder, exact_convolutions
 from speechgpt.units.running_norms import RunningNorms
 
@@ -36,21 +36,31 @@ BLOCK_SECONDS = 30.0  # how much of a long file is convolved at a time
 def open_long_audio(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
     """Yields the waveform (T,) float32 mono of a long file from a temporary file on disk, not from memory.
 
-    Check the file with `scan_audio` first.
+    Check the file with `scan_audio` first: here ValueError is for what cannot be decoded, or is not finite.
     """
-    import soundfile
+    with tempfile.TemporaryFile(prefix="speechgpt-") as store:
+        for block in _resampled(path, sample_rate):
+            if not np.isfinite(block).all():
+                raise ValueError(f"{path}: holds samples that are not finite numbers at {sample_rate} Hz")
+            store.write(block.tobytes())
+        store.flush()
+        if not store.tell():
+            raise ValueError(f"{path}: the file holds no samples")
+        yield np.memmap(store, dtype=np.float32, mode="r")
+
+
+def _resampled(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
+    """The file in blocks (T,) float32 mono at `sample_rate`."""
     import soxr
 
-    with tempfile.TemporaryFile(prefix="speechgpt-") as store, soundfile.SoundFile(str(path)) as source:
-        stream = None
-        if source.samplerate != sample_rate:
-            stream = soxr.ResampleStream(source.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
-        for mono in mono_blocks(source):  # T
-            store.write((mono if stream is None else stream.resample_chunk(mono)).tobytes())
-        if stream is not None:
-            store.write(stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes())
-        store.flush()
-        yield np.memmap(store, dtype=np.float32, mode="r")
+    with open_audio(path) as source:
+        if source.samplerate == sample_rate:
+            yield from mono_blocks(source)
+            return
+        stream = soxr.ResampleStream(source.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+        for mono in mono_blocks(source):
+            yield stream.resample_chunk(mono)
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def window_features(

@@ -12,6 +12,9 @@ import soundfile
 
 from speechgpt.data.audio import SCAN_BLOCK, probe, read_audio, scan_audio
 from speechgpt.data.audio_stream import stream_audio
+from speechgpt.data.layouts import Recording
+from speechgpt.data.readers import cut
+from speechgpt.units.windows import open_long_audio
 
 
 def tone(seconds: float, rate: int = 16_000) -> np.ndarray:
@@ -191,3 +194,60 @@ def test_a_missing_file_and_a_folder(tmp_path: Path):
         probe(tmp_path / "none.wav")
     with pytest.raises(ValueError, match="is a folder"):
         probe(tmp_path)
+
+
+def open_long(path: Path) -> int:
+    with open_long_audio(path, 16_000) as waveform:
+        return len(waveform)
+
+
+@pytest.mark.parametrize("name", [b"x.raw", b"x.RAW", b"x", b"x.mp3", b"\xff.wav"])
+def test_a_name_says_nothing_about_a_file(name, tmp_path):
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(wav())
+    assert (
+        probe(path).samples == scan_audio(path).samples == len(read_audio(path)) == open_long(path) == 16_000
+    )
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"words", "not an audio file"),
+        (wav(rate=1), "sample rate 1 Hz"),
+        (wav()[:44], "holds no samples"),
+        (flac()[:200], "cannot be decoded|holds no samples"),
+    ],
+)
+def test_a_long_file_that_is_none_is_named(content, said, tmp_path):
+    path = tmp_path / "x.wav"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.wav: .*({said})"):
+        open_long(path)
+    with pytest.raises(FileNotFoundError, match="gone.wav"):
+        open_long(tmp_path / "gone.wav")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [3e38, np.inf, np.nan])
+def test_samples_that_overflow_are_not_finite_numbers(value, tmp_path):
+    path = tmp_path / "x.wav"
+    stereo = np.stack([tone(1.0)] * 2, axis=1)
+    stereo[700] = value
+    stereo[700, 1] = abs(value) if np.isfinite(value) else -value
+    soundfile.write(path, stereo, 16_000, subtype="FLOAT")
+    for read in (read_audio, scan_audio, open_long):
+        with pytest.raises(ValueError, match=r"x\.wav: .*finite"):
+            read(path)
+
+
+def test_a_header_that_promises_2_gb_cuts_little(tmp_path):
+    path = tmp_path / "x.flac"
+    path.write_bytes(flac(samples=1 << 35))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"x\.flac: (truncated|cannot be decoded)"):
+            cut(Recording("a", path, begin=0.5), tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from speechgpt.data import lint
+from speechgpt.data import files
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, write_chain, write_instruct
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.lint import Linter, LintOptions, least_tokens, split_of_name
@@ -151,7 +151,7 @@ def test_broken_lines_stop_nothing(tmp_path, monkeypatch):
     ]
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n".join(lines))
-    monkeypatch.setattr(lint, "LONGEST_LINE", 70_000)
+    monkeypatch.setattr(files, "LONGEST_LINE", 70_000)
     found = findings(path)
     assert {line for _, line, _ in found} == set(range(2, 11)), "all but the first and the last"
     path.write_bytes(good + b"\n" + b"y" * 200_000 + b"\n" + good.replace(b"Hi", b"Ho") + b"\n")
