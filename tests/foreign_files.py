@@ -29,7 +29,7 @@ FAIRSEQ_NAMES = (  # Hugging Face's names to fairseq's
 @contextmanager
 def passing_classes(*paths: str) -> Iterator[dict[str, type]]:
     """Classes of modules that exist only inside: {"fairseq.data.dictionary.Dictionary": class, ...}."""
-    made, modules = {}, []
+    made, modules, hidden = {}, [], []
     for path in paths:
         module, _, name = path.rpartition(".")
         parts = module.split(".")
@@ -39,10 +39,14 @@ def passing_classes(*paths: str) -> Iterator[dict[str, type]]:
                 sys.modules[full] = types.ModuleType(full)
                 modules.append(full)
         made[path] = type(name, (), {"__module__": module, "__qualname__": name})
+        hidden.append((sys.modules[module], name, getattr(sys.modules[module], name, None)))
         setattr(sys.modules[module], name, made[path])
     try:
         yield made
     finally:
+        for module, name, real in hidden:  # of a package that is installed and imported
+            if real is not None:
+                setattr(module, name, real)
         for full in modules:
             del sys.modules[full]
 
