@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from socket import gaierror
 
 from speechgpt.data.files import read_json
 
@@ -161,6 +162,8 @@ def _download(name: str, kinds: tuple[Wanted, ...]) -> str:
     except RepositoryNotFoundError:
         return "the hub has no such model, or not for everybody"
     except (OSError, httpx.HTTPError) as error:
+        if _is_of_files(error):
+            return f"{error.filename or cache} cannot be written: {error.strerror}"
         cause = _innermost(error)
         if (answer := getattr(cause, "response", None)) is not None:
             return f"the hub answers {answer.status_code}"
@@ -181,6 +184,14 @@ def _in_order(name: str, kinds: tuple[Wanted, ...], there: list[str]) -> Iterato
             if set(files) <= set(there):
                 yield files
                 return
+
+
+def _is_of_files(error: Exception) -> bool:
+    """A full disk, say. What the network raises is wrapped, which leaves no errno, or a kind of its own."""
+    import httpx
+
+    network = (httpx.HTTPError, ConnectionError, TimeoutError, gaierror)
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, network)
 
 
 def _innermost(error: BaseException) -> BaseException:

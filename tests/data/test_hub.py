@@ -241,6 +241,28 @@ def test_a_hub_is_asked_once_and_after_saying_so(hub, tmp_path):
     assert found.returncode == 2 and "the hub has no such model, or not for everybody" in found.stderr
 
 
+def test_a_disk_that_takes_no_more_is_not_the_networks_fault(hub, tmp_path):
+    """A limit on the size of files stands for the full disk: both are an OSError of a write."""
+    import resource
+
+    def no_file_over_10_kb():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    argv = ("fetch", "own/encoder", "--kind", "encoder")
+    found, _ = command(
+        tmp_path / "hub",
+        *argv,
+        preexec_fn=no_file_over_10_kb,
+        HF_ENDPOINT=hub.address,
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+    assert found.returncode == 2 and "Traceback" not in found.stderr, found.stderr
+    assert "cannot be written: File too large" in found.stderr and "reached" not in found.stderr, found.stderr
+    (tmp_path / "file").write_text("")
+    found, _ = command(tmp_path / "file", *argv, HF_ENDPOINT=hub.address)
+    assert found.returncode == 2 and "cannot be written: " in found.stderr, found.stderr
+
+
 def test_a_silent_hub_is_given_up(silent, cache, monkeypatch):
     """With the real limit of 10 s the command took 13.5 s; the hub's own calls wait for ever."""
     from huggingface_hub import constants
