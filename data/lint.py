@@ -92,8 +92,8 @@ class Linter:
         self.findings: Counter[str] = Counter()  # kind of finding -> findings
         self._files: list[str] = []
         self._starts: list[int] = []  # number of each file's first row
-        self._lines, self._splits = array("I"), array("H")  # of each row
-        self._split_names = list(SPLITS)
+        self._lines, self._splits = array("I"), array("I")  # of each row
+        self._split_numbers = {name: number for number, name in enumerate(SPLITS)}
         self._keys = {name: _Keys() for name in ("row", "id", "text", "units")}
         self._valid = {str(unit) for unit in range(self.options.num_units)}
 
@@ -187,9 +187,7 @@ class Linter:
             keys["units"].add(found.heard_units, row)
 
     def _split_number(self, name: str) -> int:
-        if name not in self._split_names:
-            self._split_names.append(name)
-        return self._split_names.index(name)
+        return self._split_numbers.setdefault(name, len(self._split_numbers))
 
     def _where(self, row: int) -> tuple[str, int]:
         return self._files[bisect_right(self._starts, row) - 1], self._lines[row]
@@ -202,7 +200,7 @@ class Linter:
                     yield Finding(*self._where(row), "duplicate", f"{what} {first}")
 
     def _leaks(self, kind: str) -> Iterator[Finding]:
-        splits = np.array(self._splits)
+        splits, names = np.array(self._splits), list(self._split_numbers)
         if len(np.unique(splits)) < 2:
             return
         for group in self._keys[kind].groups():
@@ -210,9 +208,9 @@ class Linter:
             if (held == held.min()).all():
                 continue
             first = group[held == held.min()][0]
-            shown = "{}:{} ({})".format(*self._where(int(first)), self._split_names[splits[first]])
+            shown = "{}:{} ({})".format(*self._where(int(first)), names[splits[first]])
             for row in group[held != held.min()].tolist():
-                own = self._split_names[splits[row]]
+                own = names[splits[row]]
                 yield Finding(*self._where(row), f"leak-{kind}", f"the same {kind} as {shown}, here in {own}")
 
 

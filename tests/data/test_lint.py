@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -279,3 +280,14 @@ def test_injections_are_what_the_upstream_vocabulary_forbids():
         "<12 >",
     ):
         assert bool(INJECTED.search(text)) == bool(FORBIDDEN.search(text)), text
+
+
+def test_as_many_splits_as_rows_take_no_longer(tmp_path):
+    """70,000 took 37 s when each was looked for in a list, and did not fit 16 bits; now 1 s, writing too."""
+    path = tmp_path / "x.jsonl"
+    write_jsonl(path, ({"text": f"t{n % 69_999}", "split": f"s{n}"} for n in range(70_000)))
+    started = time.perf_counter()
+    found = [f for f in Linter().run([path]) if f.kind == "leak-text"]
+    assert [f.line for f in found] == [70_000]
+    assert found[0].what == f"the same text as {path}:1 (s0), here in s69999"
+    assert time.perf_counter() - started < 10
