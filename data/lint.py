@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, INSTRUCT_KINDS
-from speechgpt.data.lint_rows import Found, read_line
+from speechgpt.data.lint_rows import Found, printable, read_line, short
 from speechgpt.data.published import PREFIX
 from speechgpt.data.rows import SPLITS
 from speechgpt.data.splits import text_key
@@ -48,7 +48,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.kind}: {self.what}"
+        return printable(f"{self.file}:{self.line}: {self.kind}: {self.what}")
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Linter:
                     yield Finding(*self._where(row), "duplicate", f"{what} {first}")
 
     def _leaks(self, kind: str) -> Iterator[Finding]:
-        splits, names = np.array(self._splits), list(self._split_numbers)
+        splits, names = np.array(self._splits), [short(name, 80) for name in self._split_numbers]
         if len(np.unique(splits)) < 2:
             return
         for group in self._keys[kind].groups():

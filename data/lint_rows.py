@@ -72,9 +72,16 @@ def read_line(line: bytes, is_json: bool) -> Found:
     return found
 
 
+def printable(text: str) -> str:
+    """Escapes what would end the report or steer the terminal: lone surrogates, control characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def short(text: str, most: int = SHORT) -> str:
-    """Text for one line of a report."""
-    text = " ".join(text.split())
+    """Text for one line of a report; a space for every stretch of white space, and the rest `printable`."""
+    text = printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

@@ -11,7 +11,7 @@ from speechgpt.data import lint
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow, write_chain, write_instruct
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.lint import Linter, LintOptions, least_tokens, split_of_name
-from speechgpt.data.lint_rows import INJECTED, read_line
+from speechgpt.data.lint_rows import INJECTED, read_line, short
 from speechgpt.data.published import PREFIX, parse, write_published, write_unit_lines
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 
@@ -291,3 +291,24 @@ def test_as_many_splits_as_rows_take_no_longer(tmp_path):
     assert [f.line for f in found] == [70_000]
     assert found[0].what == f"the same text as {path}:1 (s0), here in s69999"
     assert time.perf_counter() - started < 10
+
+
+def test_nothing_of_a_row_reaches_the_terminal_as_it_is(tmp_path):
+    hostile = "\x1b]0;pwned\x07\u202e\ud800"
+    rows = [
+        {"text": f"{hostile} <12>"},
+        {"text": "same", "split": hostile},
+        {"text": "same"},
+        {hostile: 1},
+        {"kind": "asr", hostile: 1},
+        {"id": hostile, "path": "x", "seconds": 0.0},
+        {"id": "a", "path": "x", "seconds": hostile},
+        {"prefix": hostile, "plain_text": hostile},
+    ]
+    path = tmp_path / "x\x1b.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [str(finding) for finding in Linter().run([path])]
+    assert {line.split(":")[1] for line in said} >= set("1245678"), said
+    assert all(line.isprintable() and line.encode() for line in said)
+    assert said[0].endswith(r"\x1b]0;pwned\x07\u202e\ud800 <12>"), "and can still be told"
+    assert short("naïve 鳥 \t\n \u3000x") == "naïve 鳥 x"
