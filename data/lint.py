@@ -35,6 +35,9 @@ KINDS = {
 }
 DIALOGUES = (*INSTRUCT_KINDS, *CHAIN_KINDS)  # rows that have an answer
 LONGEST_LINE = 16 << 20  # bytes; a longer line is no row, and is not read into memory
+# A file's first line, when its rows are the elements of one array. A text may start with a bracket, too.
+IN_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{.*|\]\s*)?", re.DOTALL)
+ARRAY = "a JSON array; expected one row a line, as `jq -c '.[]'` writes them"
 IN_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 
 Measure = Callable[[Found], tuple[int, int]]  # tokens (before the answer, in all)
@@ -129,6 +132,10 @@ class Linter:
                 continue
             if not line.strip():
                 continue
+            if is_json is None and IN_AN_ARRAY.fullmatch(line):
+                self.rows["unreadable"] += 1
+                yield Finding(name, number, "broken", ARRAY)
+                break
             if is_json is None:
                 is_json = line.lstrip().startswith((b"{", b"\xef\xbb\xbf{"))
             found = read_line(line, is_json)
@@ -158,20 +165,26 @@ class Linter:
                     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                     yield "range", f"{name} holds unit {wrong[0][:20]}{more}; K is {self.options.num_units}"
         if self.options.max_length and found.kind in DIALOGUES:
-            before, tokens = self._length(found)
+            before, tokens, exact = self._length(found)
             if tokens > self.options.max_length:
-                least = "" if self.options.measure else "at least "
+                least = "" if exact else "at least "
                 lost = "all of its answer" if before >= self.options.max_length else "its answer's end"
                 yield (
                     "truncated",
                     f"{least}{tokens} tokens, {self.options.max_length} fit: {lost} would be lost",
                 )
 
-    def _length(self, found: Found) -> tuple[int, int]:
+    def _length(self, found: Found) -> tuple[int, int, bool]:
+        """(tokens before the answer, in all, whether they are counted and not the fewest there can be)."""
         try:
-            return (self.options.measure or least_tokens)(found)
-        except ValueError:  # a text that this model cannot take at all: reported as template or injection
-            return least_tokens(found)
+            if self.options.measure:
+                return *self.options.measure(found), True
+        except (
+            ValueError,
+            TypeError,
+        ):  # a text that this model cannot take: reported as template or injection
+            pass
+        return *least_tokens(found), False
 
     def _remember(self, found: Found, number: int, of_file: int) -> None:
         row = len(self._lines)

@@ -214,6 +214,8 @@ def _own(values: dict, found: Found) -> None:
             row = row_of(UnitRow, values)
             found.kind, found.heard = "units", row.text
             found.texts.append(("text", row.text))
+            if not row.units:
+                raise ValueError("units is empty")
             _take_units("units", row.units, found)
         elif "path" in values:
             row = row_of(Utterance, values)

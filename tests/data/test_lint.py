@@ -312,3 +312,32 @@ def test_nothing_of_a_row_reaches_the_terminal_as_it_is(tmp_path):
     assert all(line.isprintable() and line.encode() for line in said)
     assert said[0].endswith(r"\x1b]0;pwned\x07\u202e\ud800 <12>"), "and can still be told"
     assert short("naïve 鳥 \t\n \u3000x") == "naïve 鳥 x"
+
+
+def test_a_row_without_units_lacks_a_field(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [{"id": "a", "units": [], "durations": []}])
+    found = list(Linter(LintOptions(num_units=10)).run([tmp_path / "x.jsonl"]))
+    assert [(f.kind, f.what) for f in found] == [("fields", "units is empty")]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_one_finding(indent, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"prefix": PREFIX, "plain_text": GOOD}] * 3, indent=indent))
+    found = list(Linter().run([path]))
+    assert [(f.line, f.kind) for f in found] == [(1, "broken")] and "a JSON array" in found[0].what
+    path.write_text("[laughter] and then\nno array\n[\n")
+    linter = Linter()
+    assert list(linter.run([path])) == [] and linter.rows == {"text": 3}
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_a_length_that_the_model_cannot_say_is_the_fewest(error, tmp_path):
+    def measure(found):
+        raise error("no such text")
+
+    path = published(tmp_path / "x.jsonl", GOOD)
+    said = [f.what for f in Linter(LintOptions(max_length=5, measure=measure)).run([path])]
+    assert len(said) == 1 and said[0].startswith("at least ")
+    said = [f.what for f in Linter(LintOptions(max_length=5, measure=lambda found: (3, 9))).run([path])]
+    assert said == ["9 tokens, 5 fit: its answer's end would be lost"]

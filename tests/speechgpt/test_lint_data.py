@@ -116,3 +116,17 @@ def test_own_rows_and_a_model_directory(tiny_model, tmp_path, capsys):
     code, lines = run(capsys, tmp_path / "chain.jsonl", "--model", tiny_model, "--max-length", 512)
     assert code == 2 and lines[0].endswith("1: range: question_units holds unit 99; K is 12")
     assert len(lines) == 3, "a row that the model cannot render is counted by the fewest tokens"
+
+
+def test_a_surrogate_ends_no_run_with_or_without_a_model(published, tmp_path, capsys):
+    """Both tokenizers refuse it, the one of tokenizer.json with a TypeError."""
+    path = tmp_path / "x.jsonl"
+    rows = [{"id": "a", "kind": "chat", "question": "\ud800 <12>", "answer": "b " * 99}]
+    rows.append({"id": "b", "kind": "chat", "question": "q", "answer": "<12> \ud800"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for model in ([], ["--model", published / "SpeechGPT-7B-cm"], ["--model", "mini"]):
+        for as_json in ([], ["--json"]):
+            code, lines = run(capsys, path, "--max-length", 50, *model, *as_json)
+            text = "\n".join(lines)
+            assert code == 2 and text.isascii() and text.count("injection") >= 2, text
+            assert "at least " in text and "rows" in lines[-1], text
