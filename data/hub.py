@@ -1,8 +1,12 @@
 """Models by name: a folder of one's own, or `owner/name` on the Hugging Face hub.
 
 A name is looked up in the hub's local cache first (`models--owner--name/refs/main` says which of its
-`snapshots/` to take), and only what is not there is asked for over the network, once, without retries. With
-HF_HUB_OFFLINE=1 nothing is asked for. Whoever has the files may also put them where the error says.
+`snapshots/` to take), and only what is not there is asked for over the network, once, without retries, after
+a line on standard error that says what and where. With HF_HUB_OFFLINE=1 nothing is asked for. Whoever has
+the files may also put them where the error says.
+
+What is spelled as a path of this machine is never asked for: a mistyped path would tell the hub how folders
+are called here, and whoever owns that name there would supply the model.
 """
 
 import re
@@ -11,10 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from socket import gaierror
 
 from speechgpt.data.files import read_json
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What files are called, and models are not; a version ("v1.5") is no suffix.
+FILE_SUFFIXES = frozenset(
+    ".bin .ckpt .flac .gguf .gz .joblib .json .jsonl .km .m4a .model .mp3 .npy .npz .ogg .onnx .opus "
+    ".pickle .pkl .pt .pth .safetensors .tar .tsv .txt .wav .yaml .yml .zip".split()
+)
 BY_HAND = "main"  # the snapshot's name when somebody copied the files into the cache
 SECONDS_TO_ANSWER = 10  # that the hub has, before it counts as unreachable
 
@@ -72,8 +82,17 @@ ENCODER = Wanted(
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether this can be a name on the hub: `owner/name`, and no such folder or file is here."""
-    return bool(HUB_NAME.fullmatch(str(name))) and not Path(name).exists()
+    """Whether this can be a hub name: `owner/name`, no folder `owner` is here, and no file is called so."""
+    if not HUB_NAME.fullmatch(str(name)):
+        return False
+    path = Path(name)
+    return path.suffix.lower() not in FILE_SUFFIXES and not path.parent.exists()
+
+
+def named_path(given: str | Path) -> Path:
+    """A hub name or a path, of an option: `./a/b` and `a/b/`, which Path makes `a/b`, become absolute."""
+    path = Path(given)
+    return path.absolute() if is_hub_name(path) and not is_hub_name(given) else path
 
 
 def model_folder(name: str | Path, *kinds: Wanted) -> Path:
@@ -82,7 +101,7 @@ def model_folder(name: str | Path, *kinds: Wanted) -> Path:
     Raises FileNotFoundError that lists the missing files and says where to put them.
     """
     if not is_hub_name(name):
-        return Path(name)
+        return named_path(name)
     found = snapshot(str(name))
     if found and any(not kind.missing(found) for kind in kinds):
         return found
@@ -123,17 +142,19 @@ def _not_here(name: str, found: Path | None, kinds: tuple[Wanted, ...], reason: 
 
 
 def _download(name: str, kinds: tuple[Wanted, ...]) -> str:
-    """Fetches what is missing into the cache. Returns why it could not; empty when nothing failed.
+    """Fetches what is missing into the cache, which it says first. Returns why it could not.
 
     File by file, since the hub's own whole-snapshot call waits for ever for a hub that accepts and is silent.
     """
     import httpx
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    what, cache = " or ".join(kind.what for kind in kinds), cache_folder(name)
+    line = f"{name}: not here; fetching {what} from {constants.ENDPOINT} into {cache}"
+    print(line, file=sys.stderr, flush=True)
     try:
         listed = HfApi().model_info(name, timeout=SECONDS_TO_ANSWER).siblings or []
-        print(f"{name}: fetching into {cache_folder(name)}", file=sys.stderr)
         there = [found.rfilename for found in listed if "/" not in found.rfilename]
         for group in _in_order(name, kinds, there):
             for file in group:
@@ -141,6 +162,8 @@ def _download(name: str, kinds: tuple[Wanted, ...]) -> str:
     except RepositoryNotFoundError:
         return "the hub has no such model, or not for everybody"
     except (OSError, httpx.HTTPError) as error:
+        if _is_of_files(error):
+            return f"{error.filename or cache} cannot be written: {error.strerror}"
         cause = _innermost(error)
         if (answer := getattr(cause, "response", None)) is not None:
             return f"the hub answers {answer.status_code}"
@@ -163,6 +186,14 @@ def _in_order(name: str, kinds: tuple[Wanted, ...], there: list[str]) -> Iterato
                 return
 
 
+def _is_of_files(error: Exception) -> bool:
+    """A full disk, say. What the network raises is wrapped, which leaves no errno, or a kind of its own."""
+    import httpx
+
+    network = (httpx.HTTPError, ConnectionError, TimeoutError, gaierror)
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, network)
+
+
 def _innermost(error: BaseException) -> BaseException:
     """The first cause of an error: what the network said, not what became of it."""
     while error.__cause__ is not None or error.__context__ is not None:
@@ -182,5 +213,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("name", metavar="OWNER/NAME")
     parser.add_argument("--kind", choices=kinds, default="llama", help="what it must hold (default: llama)")
     args = parser.parse_args(argv)
-    print(model_folder(args.name, kinds[args.kind]))
+    found = model_folder(args.name, kinds[args.kind])
+    if not found.exists():
+        raise FileNotFoundError(f"{found}: no such folder, and taken for a path here; expected OWNER/NAME")
+    print(found)
     return 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, INSTRUCT_KINDS
 from speechgpt.data.files import LONGEST_LINE, bounded_lines
-from speechgpt.data.lint_rows import Found, read_line, short
+from speechgpt.data.lint_rows import Found, printable, read_line, short
 from speechgpt.data.published import PREFIX
 from speechgpt.data.rows import SPLITS
 from speechgpt.data.splits import text_key
@@ -35,6 +35,9 @@ KINDS = {
     "leak-units": "the same units in another split",
 }
 DIALOGUES = (*INSTRUCT_KINDS, *CHAIN_KINDS)  # rows that have an answer
+# A file's first line, when its rows are the elements of one array. A text may start with a bracket, too.
+IN_AN_ARRAY = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*(\{.*|\]\s*)?", re.DOTALL)
+ARRAY = "a JSON array; expected one row a line, as `jq -c '.[]'` writes them"
 IN_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 
 Measure = Callable[[Found], tuple[int, int]]  # tokens (before the answer, in all)
@@ -48,7 +51,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.kind}: {self.what}"
+        return printable(f"{self.file}:{self.line}: {self.kind}: {self.what}")
 
 
 @dataclass
@@ -93,7 +96,7 @@ class Linter:
         self._files: list[str] = []
         self._starts: list[int] = []  # number of each file's first row
         self._lines, self._splits = array("I"), array("I")  # of each row
-        self._split_names = {name: number for number, name in enumerate(SPLITS)}
+        self._split_numbers = {name: number for number, name in enumerate(SPLITS)}
         self._keys = {name: _Keys() for name in ("row", "id", "text", "units")}
         self._valid = {str(unit) for unit in range(self.options.num_units)}
 
@@ -129,6 +132,10 @@ class Linter:
                 continue
             if not line.strip():
                 continue
+            if is_json is None and IN_AN_ARRAY.fullmatch(line):
+                self.rows["unreadable"] += 1
+                yield Finding(name, number, "broken", ARRAY)
+                break
             if is_json is None:
                 is_json = line.lstrip().startswith((b"{", b"\xef\xbb\xbf{"))
             found = read_line(line, is_json)
@@ -158,20 +165,26 @@ class Linter:
                     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
                     yield "range", f"{name} holds unit {wrong[0][:20]}{more}; K is {self.options.num_units}"
         if self.options.max_length and found.kind in DIALOGUES:
-            before, tokens = self._length(found)
+            before, tokens, exact = self._length(found)
             if tokens > self.options.max_length:
-                least = "" if self.options.measure else "at least "
+                least = "" if exact else "at least "
                 lost = "all of its answer" if before >= self.options.max_length else "its answer's end"
                 yield (
                     "truncated",
                     f"{least}{tokens} tokens, {self.options.max_length} fit: {lost} would be lost",
                 )
 
-    def _length(self, found: Found) -> tuple[int, int]:
+    def _length(self, found: Found) -> tuple[int, int, bool]:
+        """(tokens before the answer, in all, whether they are counted and not the fewest there can be)."""
         try:
-            return (self.options.measure or least_tokens)(found)
-        except ValueError:  # a text that this model cannot take at all: reported as template or injection
-            return least_tokens(found)
+            if self.options.measure:
+                return *self.options.measure(found), True
+        except (
+            ValueError,
+            TypeError,
+        ):  # a text that this model cannot take: reported as template or injection
+            pass
+        return *least_tokens(found), False
 
     def _remember(self, found: Found, number: int, of_file: int) -> None:
         row = len(self._lines)
@@ -187,7 +200,7 @@ class Linter:
             keys["units"].add(found.heard_units, row)
 
     def _split_number(self, name: str) -> int:
-        return self._split_names.setdefault(name, len(self._split_names))
+        return self._split_numbers.setdefault(name, len(self._split_numbers))
 
     def _where(self, row: int) -> tuple[str, int]:
         return self._files[bisect_right(self._starts, row) - 1], self._lines[row]
@@ -200,18 +213,17 @@ class Linter:
                     yield Finding(*self._where(row), "duplicate", f"{what} {first}")
 
     def _leaks(self, kind: str) -> Iterator[Finding]:
-        splits = np.array(self._splits)
+        splits, names = np.array(self._splits), [short(name, 80) for name in self._split_numbers]
         if len(np.unique(splits)) < 2:
             return
-        names = list(self._split_names)
         for group in self._keys[kind].groups():
             held = splits[group]
             if (held == held.min()).all():
                 continue
             first = group[held == held.min()][0]
-            shown = "{}:{} ({})".format(*self._where(int(first)), short(names[splits[first]]))
+            shown = "{}:{} ({})".format(*self._where(int(first)), names[splits[first]])
             for row in group[held != held.min()].tolist():
-                own = short(names[splits[row]])
+                own = names[splits[row]]
                 yield Finding(*self._where(row), f"leak-{kind}", f"the same {kind} as {shown}, here in {own}")
 
 

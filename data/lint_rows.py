@@ -10,7 +10,7 @@ from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any
 
 from speechgpt.data.dialogue_rows import CHAIN_KINDS, INSTRUCT_KINDS, ChainRow, InstructRow
-from speechgpt.data.files import one_line, parse_json
+from speechgpt.data.files import parse_json
 from speechgpt.data.published import CHAIN_DRIFT, INPUT, INSTRUCT_DRIFT, PREFIX
 from speechgpt.data.rows import UnitRow, Utterance, row_of
 from speechgpt.data.unit_text import units_to_text
@@ -75,10 +75,17 @@ def read_line(line: bytes, is_json: bool) -> Found:
     return found
 
 
+def printable(text: str) -> str:
+    """Escapes what would end the report or steer the terminal: lone surrogates, control characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def short(text: str, most: int = SHORT) -> str:
-    """Text for one line of a report."""
-    text = " ".join(text.split())
-    return one_line(text if len(text) <= most else f"{text[: most - 3]}...", 6 * most)
+    """Text for one line of a report; a space for every stretch of white space, and the rest `printable`."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _text_line(text: str, found: Found) -> Found:
@@ -210,6 +217,8 @@ def _own(values: dict, found: Found) -> None:
             row = row_of(UnitRow, values)
             found.kind, found.heard = "units", row.text
             found.texts.append(("text", row.text))
+            if not row.units:
+                raise ValueError("units is empty")
             _take_units("units", row.units, found)
         elif "path" in values:
             row = row_of(Utterance, values)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from speechgpt.data.files import read_json, write_json
+from speechgpt.data.hub import named_path
 from speechgpt.data.settings import load_settings
 from speechgpt.model_dir import LONGEST_QUESTION, MODEL_FILE, ModelConfig, ModelDir
 from speechgpt.stages import StageConfig
@@ -164,9 +165,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="speechgpt assemble", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--config", type=Path, required=True, help="model.yaml: name, licence, decoding, limits, half")
-    add("--encoder", type=Path, required=True, help="encoder folder")
+    add("--encoder", type=named_path, required=True, help="encoder folder")
     add("--codebook", type=Path, required=True, help="codebook.safetensors")
-    add("--llm", type=Path, required=True, help="language model folder, adapters merged")
+    add("--llm", type=named_path, required=True, help="language model folder, adapters merged")
     add("--vocoder", type=Path, required=True, help="vocoder folder")
     add("--stage-config", type=Path, help="the last stage's yaml, whose `prefix` the model goes on using")
     add("--question", type=Path, help="a wav for `speechgpt demo`")

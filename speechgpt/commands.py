@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from speechgpt.cli import OK, complain, one_line
 from speechgpt.data.audio import read_audio
+from speechgpt.data.hub import named_path
 
 T = TypeVar("T")
 
@@ -260,7 +261,7 @@ PARTS = {
 def add_parts(parser: argparse.ArgumentParser) -> None:
     """For a --model that is a language model alone, such as the published ones."""
     for name, line in PARTS.items():
-        parser.add_argument(f"--{name}", type=Path, metavar="PATH", help=line)
+        parser.add_argument(f"--{name}", type=named_path, metavar="PATH", help=line)
 
 
 def given_parts(args: argparse.Namespace) -> dict[str, Path | None]:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from speechgpt.data.files import read_json, write_json
+from speechgpt.data.hub import named_path
 from speechgpt.model_dir import MODEL_FILE, PUBLISHED_DECODING, ModelConfig, ModelDir
 from speechgpt.originals import (
     CODEBOOK,
@@ -206,7 +207,7 @@ def main(argv: list[str]) -> int:
     add("files", nargs="+", type=Path, metavar="FILE", help="in any order; told apart by what is in them")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write, or to add parts to")
     add("--layer", type=int, metavar="N", help="layer of the k-means' features, where its name has no _L11_")
-    add("--encoder", type=Path, metavar="FOLDER", help="encoder folder that the k-means belongs to")
+    add("--encoder", type=named_path, metavar="FOLDER", help="encoder folder that the k-means belongs to")
     add("--verify", action="store_true", help="compare with fairseq, which must be installed")
     add("--audio", nargs="+", type=Path, default=[], metavar="WAV", help="recordings to --verify on too")
     args = parser.parse_args(argv)

@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     started, linter = time.perf_counter(), Linter(options_of(args))
     for finding in linter.run(args.files):
-        print(json.dumps(vars(finding), ensure_ascii=False) if args.json else finding)
+        print(json.dumps(vars(finding)) if args.json else finding)
     seconds = time.perf_counter() - started
     summary = {
         "files": len(args.files),

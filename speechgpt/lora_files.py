@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from speechgpt.data.files import read_json
-from speechgpt.data.hub import ADAPTER, HUB_NAME, LLAMA, model_folder
+from speechgpt.data.hub import ADAPTER, LLAMA, is_hub_name, model_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -217,7 +217,7 @@ def base_of(adapter: str | Path) -> Path:
     for folder in _candidates(adapter, named):
         if (folder / "config.json").is_file():
             return folder
-    if HUB_NAME.fullmatch(named):
+    if is_hub_name(named):
         return model_folder(named, LLAMA)
     raise FileNotFoundError(
         f"{adapter}: an adapter of {named}, which is not here (nor is a folder {Path(named).name} beside "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from speechgpt.data.files import read_json
-from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
+from speechgpt.data.hub import ADAPTER, LLAMA, model_folder, named_path
 from speechgpt.data.settings import load_settings
 from speechgpt.lora_files import Lora, apply_lora
 from speechgpt.vocabulary import PROFILES, Vocabulary, holds_vocabulary
@@ -248,8 +248,8 @@ def merge_main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="speechgpt merge-lora", description="merge an adapter into its base"
     )
-    parser.add_argument("--adapter", required=True, type=Path, help="folder that stage 3 or peft wrote")
-    parser.add_argument("--base", required=True, type=Path, help="model folder that it was trained on")
+    parser.add_argument("--adapter", required=True, type=named_path, help="folder that stage 3 or peft wrote")
+    parser.add_argument("--base", required=True, type=named_path, help="model folder that it was trained on")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: the base's own")
     args = parser.parse_args(argv)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speechgpt.data.files import read_json
-from speechgpt.data.hub import ADAPTER, ENCODER, LLAMA, is_hub_name, model_folder
+from speechgpt.data.hub import ADAPTER, ENCODER, LLAMA, is_hub_name, model_folder, named_path
 from speechgpt.data.published import PREFIX
 from speechgpt.devices import choose_device
 
@@ -201,9 +201,12 @@ def find_model(model: str | Path, **given: Path | None) -> ModelDir:
     """A shipped model by name, a model directory, or a language model by its folder or hub name.
 
     `given`: encoder, codebook, vocoder and lora from elsewhere; None: the model's own. Raises ValueError that
-    lists the known names.
+    lists the known names, and FileNotFoundError for a part that is not here.
     """
-    parts = {name: Path(path) for name, path in given.items() if path is not None}
+    parts = {name: named_path(path) for name, path in given.items() if path is not None}
+    for name, part in parts.items():
+        if not part.exists() and not is_hub_name(part):
+            raise FileNotFoundError(f"--{name} {part}: no such file or folder, and no name on the hub")
     named = MODELS / str(model)
     path = named if str(model) in known_models() else model_folder(model, LLAMA, ADAPTER)
     if not (path / MODEL_FILE).is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechgpt.cli import QUIET
-from speechgpt.data.hub import LLAMA, model_folder
+from speechgpt.data.hub import LLAMA, model_folder, named_path
 from speechgpt.stages import Run, StageConfig, check_trainer_keys
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """`speechgpt train`"""
     parser = argparse.ArgumentParser(prog="speechgpt train", description="run a training stage (1, 2 or 3)")
     parser.add_argument("--config", required=True, help="stage1.yaml, stage2.yaml or stage3.yaml")
-    parser.add_argument("--model", required=True, type=Path, help="model folder to start from")
+    parser.add_argument("--model", required=True, type=named_path, help="model folder to start from")
     parser.add_argument("--data", required=True, type=Path, nargs="+", help="rows to train on")
     parser.add_argument("--mix", type=Path, nargs="+", default=[], help="more rows, by the config's mix")
     parser.add_argument(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from speechgpt.backends import OURS, add_backend, encoder_loader, fairseq_vocoder
 from speechgpt.commands import Faults, add_model, check_target, command_parser, emit, save_speech
+from speechgpt.data.hub import named_path
 
 STREAM_OPTIONS = {
     "look-ahead": "audio heard after a frame before its unit is final (default 1.0; docs/long-audio.md)",
@@ -21,7 +22,7 @@ def encode(argv: list[str]) -> int:
     )
     parser.add_argument("files", nargs="+", metavar="FILE|-")
     parser.add_argument(
-        "--encoder", type=Path, metavar="PATH", help="encoder, or a fairseq .pt (default: the model's)"
+        "--encoder", type=named_path, metavar="PATH", help="encoder, or a fairseq .pt (default: the model's)"
     )
     parser.add_argument(
         "--codebook", type=Path, metavar="PATH", help="codebook, or a joblib k-means (default: the model's)"

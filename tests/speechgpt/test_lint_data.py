@@ -116,3 +116,15 @@ def test_own_rows_and_a_model_directory(tiny_model, tmp_path, capsys):
     code, lines = run(capsys, tmp_path / "chain.jsonl", "--model", tiny_model, "--max-length", 512)
     assert code == 2 and lines[0].endswith("1: range: question_units holds unit 99; K is 12")
     assert len(lines) == 3, "a row that the model cannot render is counted by the fewest tokens"
+
+
+def test_a_surrogate_ends_no_run(tmp_path, capsys):
+    """Half a surrogate pair is no character, and a row that holds one no row."""
+    path = tmp_path / "x.jsonl"
+    rows = [{"id": "a", "kind": "chat", "question": "\ud800 <12>", "answer": "b"}]
+    rows.append({"id": "b", "kind": "chat", "question": "q", "answer": "<12>"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for as_json in ([], ["--json"]):
+        code, lines = run(capsys, path, *as_json)
+        text = "\n".join(lines)
+        assert code == 2 and text.isascii() and "surrogate" in text and "injection" in text, text

@@ -109,7 +109,7 @@ def test_mini(normalize):
     waveforms = [question, *(question[5000 : 5000 + n] for n in LENGTHS), *(speech(n, n) for n in LENGTHS)]
     worst, frames, close, differ = compare(units, waveforms, rolls=2)
     assert worst < 1e-5
-    assert frames > 800 and close < 0.02 * frames and differ <= close
+    assert frames > 800 and close < 0.05 * frames and differ <= close
 
 
 def test_a_batch_that_ignores_its_padding_would_be_noticed():
