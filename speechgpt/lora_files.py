@@ -31,6 +31,9 @@ _ROWS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.token_adapter)?
 _WHOLE = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.modules_to_save(?:\.\w+)?)?\.weight")
 # Variants whose arithmetic is another one.
 _REFUSED = {"use_dora": "DoRA", "fan_in_fan_out": "transposed weights", "use_qalora": "QALoRA"}
+# Ways to begin that leave the base as it was. PiSSA, OLoRA, CorDA and LoftQ take their B @ A out of its
+# weights, so what they wrote is no update of the base that the config names.
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian")
 
 # What torch's reader and safetensors' raise on damaged files: torch checks little of what it unpickles.
 _BROKEN = (
@@ -191,6 +194,12 @@ def _check_settings(settings: object, path: Path) -> None:
     for name, what in _REFUSED.items():
         if settings.get(name):
             raise ValueError(f"{path}: {name} is set ({what}); only plain LoRA is read here")
+    if (begun := settings.get("init_lora_weights")) not in _PLAIN_BEGINNINGS:
+        raise ValueError(
+            f"{path}: init_lora_weights is {str(begun)[:40]!r}, which may change the base before it "
+            "trains; only true, false and 'gaussian' are read here: save the adapter again converted to a "
+            "plain LoRA (peft's path_initial_model_for_weight_conversion)"
+        )
     for name in ("r", "lora_alpha"):
         if not isinstance(settings.get(name), int | float) or settings[name] <= 0:
             raise ValueError(f"{path}: {name} is {settings.get(name)!r}; expected a number above 0")

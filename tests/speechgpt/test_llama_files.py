@@ -78,7 +78,11 @@ def test_scales_of_later_peft(make_checkpoint, make_lora, tmp_path):
 
     base = make_checkpoint(tmp_path / "cm", "bin", "float32")
     for number, more in enumerate(
-        ({"use_rslora": True}, {"alpha_pattern": {"layers.1.self_attn.v_proj": 3}})
+        (
+            {"use_rslora": True},
+            {"alpha_pattern": {"layers.1.self_attn.v_proj": 3}},
+            {"init_lora_weights": "gaussian"},
+        )
     ):
         lora = make_lora(tmp_path / f"com{number}", str(base))
         write_json(lora / "adapter_config.json", read_json(lora / "adapter_config.json") | more)
@@ -212,6 +216,9 @@ def test_missing_and_broken_files_are_named(make_checkpoint, make_lora, tmp_path
         ({"r": 0}, "r is 0"),
         ({"r": 4}, "has rank 8, adapter_config.json says 4"),
         ({"bias": "all"}, "bias is 'all'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'.* converted to a plain LoRA"),
+        ({"init_lora_weights": ["loftq"]}, "init_lora_weights is "),
     ],
 )
 def test_other_adapters_are_refused(change, says, published, make_lora, tmp_path):
