@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from speechgpt import __version__
 from speechgpt.data.files import read_json, write_json
 from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
-from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter, read_tensors
+from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter
 from speechgpt.model import DTYPES, whole_folder
 from speechgpt.vocabulary import VOCABULARY_FILE, Vocabulary, holds_vocabulary
+from speechgpt.weight_files import read_tensors
 
 SHARD_BYTES = 1 << 30
 PROVENANCE_FILE = "conversion.json"
