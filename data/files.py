@@ -38,6 +38,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: JSON nested too deep to be read") from error
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
@@ -50,6 +52,8 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+            except RecursionError as error:
+                raise ValueError(f"{path}:{number}: JSON nested too deep to be read") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
             yield number, row
