@@ -186,6 +186,34 @@ def test_weights_that_do_not_fit_are_named(change, says, make_checkpoint, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cm"], "nothing may be left behind"
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 0 to"),
+        ({"num_hidden_layers": 1_000_000}, "1000000 layers of 21 tensors"),
+        ({"num_hidden_layers": 3}, "missing model.layers.2"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"hidden_size": "16"}, "hidden_size is '16'"),
+        ({"num_key_value_heads": "x"}, "num_key_value_heads is 'x'"),
+        ({"intermediate_size": 25}, "config.json means"),
+    ],
+)
+def test_sizes_of_another_llama_are_refused_before_anything_is_written(
+    change, says, make_checkpoint, tmp_path, monkeypatch
+):
+    from speechgpt import llama_files
+
+    def never(*arguments):
+        raise AssertionError("a shard was written")
+
+    monkeypatch.setattr(llama_files, "_write_shards", never)
+    base = make_checkpoint(tmp_path / "cm", "bin")
+    write_json(base / "config.json", read_json(base / "config.json") | change)
+    with pytest.raises(ValueError, match=says) as error:
+        convert_llama([base], tmp_path / "out")
+    assert str(base) in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_missing_and_broken_files_are_named(make_checkpoint, make_lora, tmp_path):
     base = make_checkpoint(tmp_path / "cm")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
