@@ -83,7 +83,7 @@ class Lora:
 
     def _take(self, key: str, tensor: torch.Tensor, path: Path) -> None:
         match = _KEY.fullmatch(key)
-        if (match or _ROWS.fullmatch(key)) and tensor.dim() != 2:
+        if not tensor.dim() or tensor.dim() != 2 and (match or _ROWS.fullmatch(key)):
             raise ValueError(f"{path}: {key} has shape {tuple(tensor.shape)}; expected two dimensions")
         if match:
             self.pairs.setdefault(f"{match['module']}.weight", {})[match["part"]] = tensor
@@ -129,7 +129,14 @@ class Lora:
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight` with everything that this adapter says of it, in its own dtype, summed in float32."""
-        weight = self.tables[name].to(weight.dtype) if name in self.tables else weight
+        if name in self.tables:
+            table, first = self.tables[name], 1 if name in TABLES else 0  # which may have got rows
+            if table.dim() != weight.dim() or table.shape[first:] != weight.shape[first:]:
+                raise ValueError(
+                    f"{self.folder}: {name} is {tuple(weight.shape)} in the base, {tuple(table.shape)} here: "
+                    "this adapter belongs to another base"
+                )
+            weight = table.to(weight.dtype)
         if name in self.rows:
             weight = self._with_rows(name, weight)
         if name not in self.pairs:
