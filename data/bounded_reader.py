@@ -11,6 +11,18 @@ CHUNK = 1 << 20  # bytes read at a time where a size is only claimed
 LZMA_MEMORY = 1 << 28  # bytes; the strongest preset wants 65 MiB, a header can ask for 4 GiB
 
 
+class Budget:
+    """Bytes that may be taken beyond those of the file, because small records can ask for large copies."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise ValueError(f"its values take more than {self._limit} bytes (max_bytes)")
+
+
 class Reader:
     """Reads exactly what it is asked for, or says that the file ends too early.
 

@@ -1,5 +1,6 @@
 """Settings and tensors of a foreign checkpoint, by name: an error says which is absent, inert or odd."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from speechgpt.data.inert import Inert
 
 REQUIRED = object()
+MAX_SHARING = 2  # names of one tensor, on the whole
 LONGEST_NAME = 200  # characters; the longest of fairseq's have 60
 
 
@@ -82,7 +84,10 @@ def describe(value: Any) -> str:
 
 
 def named_arrays(state: Any, where: str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict. Raises ValueError for anything in it that is no array of numbers."""
+    """The tensors of a state dict. Raises ValueError for anything in it that is no array of numbers.
+
+    Also for tensors that share their storages so much that copies of them would outgrow the file.
+    """
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{where}: expected named tensors, found {describe(state)}")
     for name, value in state.items():
@@ -90,4 +95,23 @@ def named_arrays(state: Any, where: str) -> dict[str, np.ndarray]:
             raise ValueError(f"{where}: {describe(name)} as the name of a tensor")
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
             raise ValueError(f"{where}: {describe(name)} is {describe(value)}; expected a tensor")
+    claimed, held = sum(array.nbytes for array in state.values()), _bytes_held(state.values())
+    if claimed > MAX_SHARING * held:
+        raise ValueError(f"{where}: its tensors would take {claimed} bytes, the file has {held} of them")
     return state
+
+
+def _bytes_held(arrays: Iterable[np.ndarray]) -> int:
+    """Bytes of memory under the arrays, each counted once."""
+    total = reached = 0
+    for first, last in sorted(map(_extent, arrays)):
+        total += max(0, last - max(first, reached))
+        reached = max(reached, last)
+    return total
+
+
+def _extent(array: np.ndarray) -> tuple[int, int]:
+    """Addresses of the first byte and of the one behind the last; strides are never below 0 here."""
+    first = array.__array_interface__["data"][0]
+    steps = sum((n - 1) * step for n, step in zip(array.shape, array.strides, strict=True))
+    return first, first + (steps + array.itemsize if array.size else 0)

@@ -40,7 +40,9 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # ValueError itself: a number of thousands of digits
+    except RecursionError as error:
+        raise ValueError(f"{path}: JSON nested too deep to be read") from error
+    except ValueError as error:  # itself, not JSONDecodeError: a number of thousands of digits
         raise ValueError(f"{path}: not valid JSON ({one_line(error)})") from error
 
 

@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from speechgpt.data.bounded_reader import Inflated, Reader
+from speechgpt.data.bounded_reader import Budget, Inflated, Reader
 from speechgpt.data.inert_arrays import Storages, item_size, storage_id
-from speechgpt.data.inert_values import Budget, Plain, read_joblib_array
-from speechgpt.data.pickle_machine import Inert, Machine
+from speechgpt.data.inert_record import Inert
+from speechgpt.data.inert_values import Plain, read_joblib_array
+from speechgpt.data.pickle_machine import Machine
 
 __all__ = ["Inert", "read_inert"]
 
@@ -104,21 +105,24 @@ def naming(path: Path) -> Iterator[None]:
 def _read_pickle(stream: BinaryIO, limit: int, size: int | None = None, bits: bool = False) -> Any:
     """A pickle of joblib, of sklearn, or (in a raw file, of known size) the first of torch's older format."""
     reader = Reader(stream, limit, size)
-    value = Machine(reader, read_joblib_array).load()
+    budget = Budget(limit)
+    value = Machine(reader, budget, read_joblib_array).load()
     if isinstance(value, int) and value == TORCH_MAGIC and size is not None:
         return _read_old_torch(stream, reader, limit, bits)
-    return Plain(Budget(limit)).value(value)
+    return Plain(budget).value(value)
 
 
 def _read_old_torch(file: BinaryIO, reader: Reader, limit: int, bits: bool) -> Any:
     """Pickles of version, system, value and storage keys; then each storage as its count and its bytes."""
-    version, system = Machine(reader).load(), Plain(Budget(limit)).value(Machine(reader).load())
+    data = _mapped(file)
+    budget = Budget(limit + 2 * len(data))  # bfloat16 doubles
+    version = Machine(reader, budget).load()
+    system = Plain(budget).value(Machine(reader, budget).load())
     if version != 1001:
         raise ValueError("a torch file of an unknown version")
-    machine = Machine(reader)
-    value, keys = machine.load(), Machine(reader).load()
+    machine = Machine(reader, budget)
+    value, keys = machine.load(), Machine(reader, budget).load()
     kinds = {key: kind for kind, key, _, _ in map(storage_id, machine.persistent)}
-    data = _mapped(file)
     places: dict[str, np.ndarray] = {}
     position = reader.tell()
     for key in keys if isinstance(keys, list) else ():
@@ -132,7 +136,6 @@ def _read_old_torch(file: BinaryIO, reader: Reader, limit: int, bits: bool) -> A
         places[key] = data[position : position + size]
         position += size
     swapped = isinstance(system, dict) and system.get("little_endian") is False
-    budget = Budget(limit + 2 * len(data))  # bfloat16 doubles
     return Plain(budget, _lookup(places), swapped, bits).value(value)
 
 
@@ -166,7 +169,7 @@ def _read_zip(file: BinaryIO, max_bytes: int, bits: bool) -> Any:
             raise ValueError("is a TorchScript program, not a checkpoint")
         budget = Budget(max_bytes + 2 * len(data))  # bfloat16 doubles
         with archive.open(members[pickles[0]]) as stream:
-            value = Machine(Reader(stream, max_bytes)).load()
+            value = Machine(Reader(stream, max_bytes), budget).load()
         order = members.get(f"{root}byteorder")
         swapped = order is not None and order.file_size < 10 and archive.read(order) == b"big"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt.data.pickle_machine import Inert
+from speechgpt.data.inert_record import Inert
 
 MAX_DIMENSIONS = 32
 STORAGE_TYPES = {  # torch storage class -> numpy type; bfloat16 is read as its bits
@@ -68,8 +68,6 @@ def check_sizes(values: Any) -> tuple[int, ...]:
 
 def array_from(data: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
     """An array over the bytes, which must be exactly those of the shape."""
-    if isinstance(data, str):  # Python 2 wrote bytes as text
-        data = data.encode("latin-1")
     shape = check_sizes(shape if isinstance(shape, (tuple, list)) else (shape,))
     if not isinstance(data, bytes) or not isinstance(dtype, np.dtype) or dtype.kind not in PLAIN_KINDS:
         raise ValueError("a numpy array of contents that are no numbers")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from speechgpt.data.bounded_reader import Reader
+from speechgpt.data.bounded_reader import Budget, Reader
 from speechgpt.data.inert_arrays import (
     PLAIN_KINDS,
     TENSOR_TYPES,
@@ -20,21 +20,13 @@ from speechgpt.data.inert_arrays import (
     item_size,
     storage_id,
 )
-from speechgpt.data.pickle_machine import PERSISTENT, Inert, Machine, check_key
+from speechgpt.data.inert_record import PERSISTENT, Inert, check_key
+from speechgpt.data.pickle_machine import Machine
 
 MAX_DEPTH = 100  # containers inside containers
-
-
-class Budget:
-    """Bytes that may be taken beyond those of the file, because small records can ask for large copies."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = self._left = limit
-
-    def take(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise ValueError(f"its values take more than {self._limit} bytes (max_bytes)")
+# Bytes of CPython 3.12, rounded up.
+PAIR_BYTES = 180  # a tuple of two, its place in a list, and 110 in a dict that grows
+CONTAINER_BYTES = 450  # an empty one, and its place in the two tables of what is open and done
 
 
 class Plain:
@@ -57,6 +49,7 @@ class Plain:
     def value(self, raw: Any, depth: int = 0) -> Any:
         """Raises ValueError for containers that hold themselves, or nest too deep."""
         if isinstance(raw, bytearray):
+            self._budget.take(len(raw))
             return bytes(raw)
         if not isinstance(raw, (dict, list, tuple, set, frozenset, Inert)):
             return raw
@@ -67,6 +60,8 @@ class Plain:
             if isinstance(raw, Inert):  # objects know their parents; a record is never walked by itself
                 return raw
             raise ValueError("a container that holds itself")
+        each = PAIR_BYTES if isinstance(raw, dict) else 8
+        self._budget.take(CONTAINER_BYTES + (0 if isinstance(raw, Inert) else each * len(raw)))
         self._open.add(key)
         self._done[key] = found = self._convert(raw, depth + 1)
         self._open.discard(key)
@@ -102,12 +97,14 @@ class Plain:
         pairs: list = []
         for argument in raw.args:
             given = self.value(argument, depth)
+            if isinstance(given, (dict, list)):
+                self._budget.take(PAIR_BYTES * len(given))
             if isinstance(given, dict):
                 pairs += given.items()
             elif isinstance(given, list):  # Python 2 gave the pairs, each a list
                 pairs += [tuple(p) if isinstance(p, (list, tuple)) and len(p) == 2 else None for p in given]
+        self._budget.take(PAIR_BYTES * len(raw.pairs or ()))
         pairs += [(self._key(k, depth), self.value(v, depth)) for k, v in raw.pairs or ()]
-        self._budget.take(64 * len(pairs))
         if None in pairs:
             raise ValueError(f"a {raw.path} of things that are no pairs of key and value")
         return {check_key(key): value for key, value in pairs}
@@ -166,7 +163,14 @@ class Plain:
             return raw
         if isinstance(data, list):  # an array of objects
             return data
-        return array_from(data, dtype, shape, bool(fortran))
+        return array_from(self._bytes(data), dtype, shape, bool(fortran))
+
+    def _bytes(self, data: Any) -> Any:
+        """Python 2 wrote bytes as text; every array over one text is a copy of it."""
+        if not isinstance(data, str):
+            return data
+        self._budget.take(len(data))
+        return data.encode("latin-1")
 
     def _wrapped(self, raw: Inert, depth: int) -> Any:
         """joblib's wrapper: its array was read when the machine came past it."""
@@ -177,13 +181,15 @@ class Plain:
         args = [self.value(part, depth) for part in raw.args]
         if len(args) != 4:
             raise ValueError("a numpy array without contents")
-        return array_from(args[0], args[1], args[2], args[3] == "F")
+        return array_from(self._bytes(args[0]), args[1], args[2], args[3] == "F")
 
     def _scalar(self, raw: Inert, depth: int) -> Any:
         args = [self.value(part, depth) for part in raw.args]
         if len(args) != 2:
             raise ValueError("a numpy number without a value")
-        return array_from(args[1], args[0], (), False).item()
+        found = array_from(self._bytes(args[1]), args[0], (), False)
+        self._budget.take(found.nbytes)  # a text is a copy
+        return found.item()
 
     # ---- torch
     def _storage(self, raw: Any) -> tuple[np.ndarray, str]:
@@ -256,7 +262,7 @@ def read_joblib_array(record: Inert, reader: Reader, machine: Machine) -> None:
     if record.name != "NumpyArrayWrapper" or record.module.rpartition(".")[2] != "numpy_pickle":
         return
     state = record.state if isinstance(record.state, dict) else {}
-    dtype = Plain(Budget(0)).value(state.get("dtype"))
+    dtype = Plain(machine.budget).value(state.get("dtype"))
     shape = check_sizes(state.get("shape"))
     if not isinstance(dtype, np.dtype):
         raise ValueError("a joblib array without a type")

@@ -2,42 +2,23 @@
 
 Python's own unpickler must be talked out of running what a file says. This one has nothing to run it with:
 whatever a pickle would call becomes an `Inert` record of the call. Everything is bounded by the bytes that
-are really there, because a few bytes can claim any size.
+are really there, because a few bytes can claim any size, and what they make is charged to a budget, because
+one byte makes an empty set of 216.
 """
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pickletools import genops
 from typing import Any
 
-from speechgpt.data.bounded_reader import Reader
+from speechgpt.data.bounded_reader import Budget, Reader
+from speechgpt.data.inert_record import PERSISTENT, Inert, check_key, record_call
 
 MAX_OPCODES = 10_000_000  # an embedded dictionary of 250,000 words takes 2 million
 MAX_NESTED = 4  # pickles inside pickles: joblib's arrays of objects
-PERSISTENT = "persistent id"  # name of the records that stand for torch's storages
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class Inert:
-    """A name that a pickle mentions, or what it would have made by calling that name.
-
-    It is compared and hashed by identity, has no attribute of the foreign class and cannot be called.
-    """
-
-    module: str
-    name: str
-    args: tuple | None = None  # None: the name alone, not called
-    state: Any = None  # what __setstate__ would have got
-    items: list | None = None  # what would have been appended
-    pairs: list | None = None  # (key, value) that would have been set
-
-    @property
-    def path(self) -> str:
-        """For messages: short, and without what a terminal would obey."""
-        return "".join(c if c.isprintable() else "?" for c in f"{self.module}.{self.name}"[:100])
-
-    def __repr__(self) -> str:
-        return f"<inert {self.path}>"
+# Bytes of CPython 3.12, rounded up: every opcode may take a place on the stack and one in a container.
+PLACE_BYTES = 24
+ENTRY_BYTES = 110  # of a dict or set that grows
 
 
 # Called after a record got its state, with the stream behind it: joblib puts an array's bytes there.
@@ -47,10 +28,10 @@ BuildHook = Callable[[Inert, Reader, "Machine"], None]
 class Machine:
     """The stack machine of pickle protocols 0 to 5. `load` reads one pickle from where the stream stands."""
 
-    def __init__(self, reader: Reader, on_build: BuildHook | None = None, nested: int = 0) -> None:
-        if nested > MAX_NESTED:
-            raise ValueError(f"pickles nested more than {MAX_NESTED} deep")
-        self.nested = nested
+    def __init__(self, reader: Reader, budget: Budget, on_build: BuildHook | None = None) -> None:
+        self.nested = 0  # pickles around this one
+        self.opcodes = 0  # theirs and those of finished ones among them
+        self.budget = budget
         self.persistent: list[Inert] = []  # in the order of their mention
         self._reader = reader
         self._on_build = on_build
@@ -59,10 +40,13 @@ class Machine:
         self._marks: list[list[Any]] = []  # the stacks below each mark
 
     def load(self) -> Any:
-        for count, (opcode, argument, _) in enumerate(genops(self._reader)):
-            if count > MAX_OPCODES:
+        for opcode, argument, _ in genops(self._reader):
+            self.opcodes += 1
+            if self.opcodes > MAX_OPCODES:
                 raise ValueError(f"a pickle of more than {MAX_OPCODES} opcodes")
             name = opcode.name
+            held = 0 if argument is None else sys.getsizeof(argument)
+            self.budget.take(PLACE_BYTES + held + _COSTS.get(name, 0))
             if name in _CONSTANTS:
                 self._stack.append(_CONSTANTS[name])
             elif name in _PUSH:
@@ -80,7 +64,12 @@ class Machine:
         raise ValueError("the pickle has no end")
 
     def load_nested(self) -> Any:
-        return Machine(self._reader, self._on_build, self.nested + 1).load()
+        if self.nested == MAX_NESTED:
+            raise ValueError(f"pickles nested more than {MAX_NESTED} deep")
+        inner = Machine(self._reader, self.budget, self._on_build)
+        inner.nested, inner.opcodes = self.nested + 1, self.opcodes
+        found, self.opcodes = inner.load(), inner.opcodes
+        return found
 
     def _pop(self) -> Any:
         if not self._stack:
@@ -141,6 +130,7 @@ class Machine:
 
     def _frozen(self, _: Any) -> None:
         values = self._pop_mark()
+        self.budget.take(ENTRY_BYTES * len(values))
         self._stack.append(frozenset(check_key(value) for value in values))
 
     def _append(self, values: list[Any]) -> None:
@@ -157,6 +147,7 @@ class Machine:
         target = self._top()
         if len(values) % 2:
             raise ValueError("the pickle sets a key without a value")
+        self.budget.take(ENTRY_BYTES * len(values) // 2)
         pairs = zip(values[::2], values[1::2], strict=True)
         if isinstance(target, Inert):
             target.pairs = target.pairs or []
@@ -184,6 +175,7 @@ class Machine:
         if isinstance(target, Inert):
             self._append(values)
         elif isinstance(target, set):
+            self.budget.take(ENTRY_BYTES * len(values))
             target.update(check_key(value) for value in values)
         else:
             raise ValueError(f"the pickle adds members to a {type(target).__name__}")
@@ -198,26 +190,30 @@ class Machine:
             raise ValueError("the pickle names a class by something that is no text")
         self._stack.append(Inert(module, name))
 
+    def _call(self, callee: Any, args: Any) -> None:
+        self.budget.take(PLACE_BYTES * len(args) if isinstance(args, tuple) else 0)  # it may be copied
+        self._stack.append(record_call(callee, args))
+
     def _reduce(self, _: Any) -> None:
         args = self._pop()
-        self._stack.append(record_call(self._pop(), args))
+        self._call(self._pop(), args)
 
     def _new_with_keywords(self, _: Any) -> None:
         keywords, args = self._pop(), self._pop()
         if not isinstance(keywords, dict) or not isinstance(args, tuple):
             raise ValueError("the pickle makes an object of things that are no arguments")
-        self._stack.append(record_call(self._pop(), (*args, keywords) if keywords else args))
+        self._call(self._pop(), (*args, keywords) if keywords else args)
 
     def _object(self, _: Any) -> None:
         values = self._pop_mark()
         if not values:
             raise ValueError("the pickle makes an object of no class")
-        self._stack.append(record_call(values[0], tuple(values[1:])))
+        self._call(values[0], tuple(values[1:]))
 
     def _instance(self, argument: str) -> None:
         values = tuple(self._pop_mark())
         self._global(argument)
-        self._stack.append(record_call(self._pop(), values))
+        self._call(self._pop(), values)
 
     def _build(self, _: Any) -> None:
         state, target = self._pop(), self._top()
@@ -234,31 +230,14 @@ class Machine:
         self._stack.append(found)
 
 
-def record_call(callee: Any, args: Any) -> Inert:
-    """What the call of `callee` would have made; nothing is called."""
-    if not isinstance(callee, Inert) or not isinstance(args, tuple):
-        raise ValueError(f"the pickle calls a {type(callee).__name__}")
-    if callee.args is not None:  # something that a call returned, called again
-        return Inert("", "a result called again", (callee, *args))
-    if callee.module in ("copyreg", "copy_reg") and args and isinstance(args[0], Inert):
-        # How objects without a constructor of their own are pickled: the class is the first argument.
-        if callee.name == "_reconstructor" and len(args) == 3:
-            return Inert(args[0].module, args[0].name, args[2:] if args[2] is not None else ())
-        if callee.name == "__newobj__":
-            return Inert(args[0].module, args[0].name, args[1:])
-    return Inert(callee.module, callee.name, args)
-
-
-def check_key(value: Any) -> Any:
-    """Keys whose hash takes no time: nested tuples that share their parts would take for ever."""
-    for part in value if isinstance(value, tuple) else (value,):
-        if isinstance(part, int) and part.bit_length() > 64:
-            raise ValueError("the pickle has a number of more than 64 bits as a key")
-        if not (part is None or isinstance(part, (str, bytes, int, float, Inert))):
-            raise ValueError(f"the pickle has a {type(part).__name__} as a key")
-    return value
-
-
+_RECORD = 300  # with the lists that its items and pairs may come to
+_COSTS = {
+    **{"EMPTY_LIST": 110, "LIST": 72, "EMPTY_DICT": 250, "DICT": 250, "EMPTY_SET": 232, "FROZENSET": 232},
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), 64),
+    **dict.fromkeys(("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"), _RECORD),
+    **{"BINPERSID": _RECORD + 72, "MARK": 100},
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 140),
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NEW = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "EMPTY_SET": set}
 _PUSH = {

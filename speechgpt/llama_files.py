@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 from speechgpt import __version__
 from speechgpt.data.files import read_json, write_json
 from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
-from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter, read_tensors
+from speechgpt.llama_config import checked_config
+from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter
 from speechgpt.model import DTYPES, whole_folder
 from speechgpt.vocabulary import VOCABULARY_FILE, Vocabulary, holds_vocabulary
+from speechgpt.weight_files import read_tensors
 
 SHARD_BYTES = 1 << 30
 PROVENANCE_FILE = "conversion.json"
@@ -31,17 +33,6 @@ TOKENIZER_FILES = (
     "generation_config.json",
     VOCABULARY_FILE,
 )
-_LAYER = {
-    "self_attn.q_proj": ("hidden", "hidden"),
-    "self_attn.k_proj": ("kv", "hidden"),
-    "self_attn.v_proj": ("kv", "hidden"),
-    "self_attn.o_proj": ("hidden", "hidden"),
-    "mlp.gate_proj": ("inner", "hidden"),
-    "mlp.up_proj": ("inner", "hidden"),
-    "mlp.down_proj": ("hidden", "inner"),
-    "input_layernorm": ("hidden",),
-    "post_attention_layernorm": ("hidden",),
-}
 
 
 @dataclass(frozen=True)
@@ -95,8 +86,8 @@ def convert_llama(
     if out.is_dir() and any(out.iterdir()) and not (out / PROVENANCE_FILE).exists():
         raise ValueError(f"{out}: is not empty and holds no conversion; give another --out")
     with whole_folder(out) as part:
+        config = checked_config(source.config, source.folder, adapter, _shapes(source, adapter))
         written = _write_shards(source, adapter, DTYPES[dtype] if dtype else None, part, shard_bytes)
-        config = _checked_config(source, adapter, {name: tuple(t.shape) for name, t in written.items()})
         config["torch_dtype"] = str(written[TABLES[0]].dtype).removeprefix("torch.")
         _write_rest(source, adapter, config, part)
         provenance = _provenance(source, adapter, len(written), part)
@@ -171,6 +162,17 @@ def _tensors(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
+def _shapes(source: Source, adapter: Lora | None) -> dict[str, tuple[int, ...]]:
+    """What each tensor will have, the adapter's whole tables among them; no number is read."""
+    tables = adapter.tables if adapter else {}
+    found = {}
+    for name, tensor in _tensors(source):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source.folder}: {name} holds {tensor.dtype}; expected floating point weights")
+        found[name] = tuple(tables.get(name, tensor).shape)
+    return found
+
+
 def _write_shards(
     source: Source, adapter: Lora | None, dtype: torch.dtype | None, part: Path, limit: int
 ) -> dict[str, torch.Tensor]:
@@ -186,8 +188,6 @@ def _write_shards(
         shard.clear()
 
     for name, tensor in _tensors(source):
-        if not tensor.is_floating_point():
-            raise ValueError(f"{source.folder}: {name} holds {tensor.dtype}; expected floating point weights")
         if adapter is not None and name in adapter.names:
             tensor = adapter.merged(name, tensor)
         # A clone: tensors of one file may share their storage, which safetensors refuses.
@@ -213,49 +213,6 @@ def _name_shards(part: Path, written: list[list[str]], total: int) -> None:
     write_json(
         part / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
-
-
-def _checked_config(source: Source, adapter: Lora | None, shapes: dict[str, tuple[int, ...]]) -> dict:
-    """config.json with the rows that the tables have. Raises ValueError that lists what does not fit."""
-    config = dict(source.config)
-    rows = shapes.get(TABLES[0], (0,))[0]
-    if adapter is not None:
-        adapter.check_names(set(shapes))
-    elif rows != config.get("vocab_size"):
-        raise ValueError(
-            f"{source.folder}: the weights have {rows} rows, config.json says {config.get('vocab_size')}"
-        )
-    config["vocab_size"] = rows
-    expected = _expected(config, source.folder / "config.json")
-    issues = [f"missing {name}" for name in expected.keys() - shapes.keys()]
-    issues += [f"unexpected {name}" for name in shapes.keys() - expected.keys() - {TABLES[1]}]
-    issues += [
-        f"{name} has shape {shapes[name]}, config.json means {expected[name]}"
-        for name in expected.keys() & shapes.keys()
-        if shapes[name] != expected[name]
-    ]
-    if issues:
-        shown = "; ".join(sorted(issues)[:5]) + (f"; and {len(issues) - 5} more" if len(issues) > 5 else "")
-        raise ValueError(f"{source.folder}: the weights do not fit config.json: {shown}")
-    return config
-
-
-def _expected(config: dict, path: Path) -> dict[str, tuple[int, ...]]:
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    if wrong := [n for n in names if not isinstance(config.get(n), int) or config[n] < 1]:
-        raise ValueError(f"{path}: {wrong[0]} is {config.get(wrong[0])!r}; expected a whole number above 0")
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    groups = config.get("num_key_value_heads") or heads
-    sizes = {"hidden": hidden, "inner": config["intermediate_size"], "kv": hidden // heads * groups}
-    expected = {
-        f"model.layers.{layer}.{name}.weight": tuple(sizes[side] for side in sides)
-        for layer in range(config["num_hidden_layers"])
-        for name, sides in _LAYER.items()
-    }
-    expected |= {"model.norm.weight": (hidden,), TABLES[0]: (config["vocab_size"], hidden)}
-    if not config.get("tie_word_embeddings"):
-        expected[TABLES[1]] = (config["vocab_size"], hidden)
-    return expected
 
 
 def _write_rest(source: Source, adapter: Lora | None, config: dict, part: Path) -> None:

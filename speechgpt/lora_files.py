@@ -6,24 +6,24 @@ was trained or resized) or single rows of them (peft's trainable tokens), which 
 """
 
 import math
-import pickle
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from speechgpt.data.checkpoint_fields import describe
 from speechgpt.data.files import read_json
 from speechgpt.data.hub import ADAPTER, LLAMA, is_hub_name, model_folder
+from speechgpt.weight_files import read_tensors
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 CONFIG_FILE = "adapter_config.json"
+MAX_ROWS = 1 << 24  # ids of tokens; the largest vocabularies have 2**18
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 # peft 0.3 names no adapter in its keys; state dicts saved otherwise may (`lora_A.default.weight`).
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)\.lora_(?P<part>[AB])(?:\.\w+)?\.weight")
@@ -31,39 +31,9 @@ _ROWS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.token_adapter)?
 _WHOLE = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.modules_to_save(?:\.\w+)?)?\.weight")
 # Variants whose arithmetic is another one.
 _REFUSED = {"use_dora": "DoRA", "fan_in_fan_out": "transposed weights", "use_qalora": "QALoRA"}
-
-# What torch's reader and safetensors' raise on damaged files: torch checks little of what it unpickles.
-_BROKEN = (
-    SafetensorError, pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError,
-    LookupError, TypeError, AttributeError, AssertionError, OverflowError,
-)  # fmt: skip
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a torch file (mapped, not read, where the file allows it) or of a safetensors file.
-
-    Nothing but tensors is ever made of a torch file. Raises ValueError that names the file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="pt") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        else:
-            found = _read_torch(path)
-    except FileNotFoundError:
-        raise
-    except _BROKEN as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{path}: cannot be read as {path.suffix or 'torch'} weights ({reason})") from error
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
-        raise ValueError(f"{path}: holds no plain table of names and tensors")
-    return found
-
-
-def _read_torch(path: Path) -> dict[str, torch.Tensor]:
-    with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # torch before 1.6 wrote files that cannot be mapped
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+# Ways to begin that leave the base as it was. PiSSA, OLoRA, CorDA and LoftQ take their B @ A out of its
+# weights, so what they wrote is no update of the base that the config names.
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian")
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -94,6 +64,8 @@ class Lora:
         found = cls(folder, settings, {}, {}, {}, {})
         path = found.weights_file
         for key, tensor in read_tensors(path).items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"{path}: {key} holds {tensor.dtype}; expected floating point weights")
             found._take(key, tensor, path)
         if halves := [name for name, pair in found.pairs.items() if len(pair) < 2]:
             raise ValueError(f"{path}: {halves[0]} has lora_{next(iter(found.pairs[halves[0]]))} alone")
@@ -110,7 +82,10 @@ class Lora:
         raise FileNotFoundError(f"{self.folder}: holds neither {' nor '.join(ADAPTER.weights)}")
 
     def _take(self, key: str, tensor: torch.Tensor, path: Path) -> None:
-        if match := _KEY.fullmatch(key):
+        match = _KEY.fullmatch(key)
+        if not tensor.dim() or tensor.dim() != 2 and (match or _ROWS.fullmatch(key)):
+            raise ValueError(f"{path}: {key} has shape {tuple(tensor.shape)}; expected two dimensions")
+        if match:
             self.pairs.setdefault(f"{match['module']}.weight", {})[match["part"]] = tensor
         elif match := _ROWS.fullmatch(key):
             name = f"{match['module']}.weight"
@@ -131,6 +106,11 @@ class Lora:
             raise ValueError(
                 f"{path}: {count} rows of {name}; {CONFIG_FILE} does not say which tokens they are"
             )
+        if wrong := [n for n in given if type(n) is not int or not 0 <= n < MAX_ROWS]:
+            raise ValueError(
+                f"{self.folder / CONFIG_FILE}: trainable_token_indices holds {describe(wrong[0])}; expected "
+                "ids of tokens"
+            )
         return given
 
     @property
@@ -149,23 +129,39 @@ class Lora:
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight` with everything that this adapter says of it, in its own dtype, summed in float32."""
-        weight = self.tables[name].to(weight.dtype) if name in self.tables else weight
-        if name in self.rows:
-            ids = torch.tensor(self.row_ids[name])
-            if ids.min() < 0 or ids.max() >= len(weight):
+        if name in self.tables:
+            table, first = self.tables[name], 1 if name in TABLES else 0  # which may have got rows
+            if table.dim() != weight.dim() or table.shape[first:] != weight.shape[first:]:
                 raise ValueError(
-                    f"{self.folder}: trained row {int(ids.max())} of {name}, which has {len(weight)}"
+                    f"{self.folder}: {name} is {tuple(weight.shape)} in the base, {tuple(table.shape)} here: "
+                    "this adapter belongs to another base"
                 )
-            weight = weight.index_copy(0, ids, self.rows[name].to(weight.dtype))
+            weight = table.to(weight.dtype)
+        if name in self.rows:
+            weight = self._with_rows(name, weight)
         if name not in self.pairs:
             return weight
-        a, b = self.pairs[name]["A"].float(), self.pairs[name]["B"].float()  # r in, out r
+        a, b = self.pairs[name]["A"], self.pairs[name]["B"]  # r in, out r
         if (len(b), a.shape[-1]) != tuple(weight.shape) or b.shape[-1] != len(a):
             raise ValueError(
                 f"{self.folder}: {name} is {tuple(weight.shape)} in the base; A is {tuple(a.shape)}, B "
                 f"{tuple(b.shape)}: this adapter belongs to another base"
             )
-        return (weight.float() + self.scale(name) * (b @ a)).to(weight.dtype)
+        return (weight.float() + self.scale(name) * (b.float() @ a.float())).to(weight.dtype)
+
+    def _with_rows(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """`weight` (N, D) with the rows that were trained by themselves."""
+        rows, ids = self.rows[name], torch.tensor(self.row_ids[name], dtype=torch.long)
+        if weight.dim() != 2 or weight.shape[1] != rows.shape[1]:
+            raise ValueError(
+                f"{self.folder}: trained rows of {name} are {rows.shape[1]} wide, the base's is "
+                f"{tuple(weight.shape)}: this adapter belongs to another base"
+            )
+        if len(ids) and ids.max() >= len(weight):
+            raise ValueError(
+                f"{self.folder}: trained row {int(ids.max())} of {name}, which has {len(weight)}"
+            )
+        return weight.index_copy(0, ids, rows.to(weight.dtype))
 
     def check_names(self, known: set[str]) -> None:
         """Raises ValueError when the base has no such weights."""
@@ -191,16 +187,44 @@ def _check_settings(settings: object, path: Path) -> None:
     for name, what in _REFUSED.items():
         if settings.get(name):
             raise ValueError(f"{path}: {name} is set ({what}); only plain LoRA is read here")
+    if (begun := settings.get("init_lora_weights")) not in _PLAIN_BEGINNINGS:
+        raise ValueError(
+            f"{path}: init_lora_weights is {describe(begun)}, which may change the base before it "
+            "trains; only true, false and 'gaussian' are read here: save the adapter again converted to a "
+            "plain LoRA (peft's path_initial_model_for_weight_conversion)"
+        )
     for name in ("r", "lora_alpha"):
-        if not isinstance(settings.get(name), int | float) or settings[name] <= 0:
-            raise ValueError(f"{path}: {name} is {settings.get(name)!r}; expected a number above 0")
+        _check_number(settings.get(name), f"{path}: {name}")
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_patterns(settings.get(name), f"{path}: {name}")
     if settings.get("bias", "none") != "none":
         raise ValueError(f"{path}: bias is {settings['bias']!r}; a LLaMA has no biases to train")
 
 
+def _check_number(value: object, where: str) -> None:
+    if type(value) not in (int, float) or not 0 < value < 1 << 31:
+        raise ValueError(f"{where} is {describe(value)}; expected a number above 0")
+
+
+def _check_patterns(patterns: object, where: str) -> None:
+    """Names of modules, or regular expressions that match them, with a number each."""
+    if patterns is not None and not isinstance(patterns, dict):
+        raise ValueError(f"{where} is a {type(patterns).__name__}; expected numbers by names of modules")
+    for pattern, value in (patterns or {}).items():
+        try:
+            re.compile(_whole_name(pattern))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{where}: {pattern[:40]!r} is no regular expression ({error})") from error
+        _check_number(value, f"{where}: {pattern[:40]!r}")
+
+
+def _whole_name(pattern: str) -> str:
+    return rf"(?:.*\.)?(?:{pattern})"
+
+
 def _of_pattern(patterns: dict | None, module: str, default: float) -> float:
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+        if re.fullmatch(_whole_name(pattern), module):
             return value
     return default
 

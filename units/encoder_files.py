@@ -1,6 +1,6 @@
 """The files of an encoder folder in Hugging Face layout, read with errors that name what is wrong."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from torch import Tensor
 from speechgpt.data.files import read_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import HubertConfig, HubertModel
 
 ENCODER_FORMAT = 1
@@ -93,7 +94,9 @@ def load_weights(model: "HubertModel", weights: dict[str, Tensor], path: Path) -
     model.load_state_dict(weights, strict=False)
 
 
-def misfits(weights: dict[str, Tensor], expected: dict[str, Tensor], optional: Collection[str] = ()) -> str:
+def misfits(
+    weights: Mapping[str, "Tensor | np.ndarray"], expected: dict[str, Tensor], optional: Collection[str] = ()
+) -> str:
     """What is missing, unexpected or of another shape, five at most; empty when the weights fit."""
     issues = [f"missing {n}" for n in expected.keys() - weights.keys() if n not in optional]
     issues += [f"unexpected {n}" for n in weights.keys() - expected.keys()]

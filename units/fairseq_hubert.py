@@ -21,6 +21,7 @@ PUBLISHED_CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"  # f
 MAX_CONVOLUTIONS = 32
 ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu"}
 NORMS = {"default": "group", "layer_norm": "layer"}
+PROJECTION = "feature_projection.projection"
 UNUSED = ("final_proj.", "label_embs_concat", "target_glu.")  # of the training objective
 # Settings of later fairseq whose other values mean another network, and the value that means this one.
 ONLY = {"layer_type": "transformer", "pos_conv_depth": 1, "conv_pos_batch_norm": False}
@@ -57,10 +58,17 @@ def convert_hubert(tree: dict, where: str, provenance: dict | None = None) -> En
     with torch.device("meta"):  # sizes that are only claimed take no memory
         encoder = Encoder.create(_architecture(model), task.flag("normalize", False), 0, provenance)
     encoder.sample_rate = task.integer("sample_rate", 16_000)
-    weights = _weights(arrays, encoder.width)
-    expected = encoder.model.state_dict()
-    if issues := misfits(weights, expected):
+    named, expected = _renamed_arrays(arrays), encoder.model.state_dict()
+    made = {} if PROJECTION + ".weight" in named else _projection(encoder.width)
+    if issues := misfits(named, {name: t for name, t in expected.items() if name not in made}):
         raise ValueError(f"{where}: the weights do not fit the checkpoint's own settings: {issues}")
+    if issues := misfits(made, {name: expected[name] for name in made}):
+        raise ValueError(f"{where}: has no post_extract_proj, which its settings need: {issues}")
+    # Copied only now: one storage under every name, or a width that is only claimed, would take gigabytes.
+    weights = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in named.items()}
+    if made:
+        weights |= {f"{PROJECTION}.weight": torch.eye(encoder.width)}
+        weights |= {f"{PROJECTION}.bias": torch.zeros(encoder.width)}
     encoder.model.load_state_dict(weights, assign=True)
     return encoder.eval()
 
@@ -122,9 +130,11 @@ def _architecture(model: Fields) -> dict:
     groups = model.integer("conv_pos_groups", 16)
     if not width or not heads or not groups or width % heads or width % groups:
         raise ValueError(f"{model.where}: width {width} is no multiple of {heads} heads and {groups} groups")
+    if not (depth := model.integer("encoder_layers", 12, most=256)):
+        raise ValueError(f"{model.where}: encoder_layers is 0; expected 1 to 256")
     return {
         "hidden_size": width,
-        "num_hidden_layers": model.integer("encoder_layers", 12, most=256),
+        "num_hidden_layers": depth,
         "num_attention_heads": heads,
         "intermediate_size": model.integer("encoder_ffn_embed_dim", 3072),
         "hidden_act": ACTIVATIONS[activation],
@@ -139,21 +149,19 @@ def _architecture(model: Fields) -> dict:
     }
 
 
-def _weights(arrays: dict[str, np.ndarray], width: int) -> dict[str, Tensor]:
-    """fairseq's names to Hugging Face's, float32, copied out of the file."""
-    weights = {}
-    for name, array in arrays.items():
-        if not name.startswith(UNUSED):
-            tensor = torch.from_numpy(np.array(array, np.float32))
-            weights[_renamed(name)] = tensor
+def _renamed_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """fairseq's names to Hugging Face's, without what only its training used."""
+    named = {_renamed(name): array for name, array in arrays.items() if not name.startswith(UNUSED)}
     for old, new in WEIGHT_NORM_NAMES.items():
-        if f"encoder.{old}" in weights:
-            weights[f"encoder.{new}"] = weights.pop(f"encoder.{old}")
-    if "feature_projection.projection.weight" not in weights:
-        # fairseq leaves the projection out where it would keep the width; the identity is exact.
-        weights["feature_projection.projection.weight"] = torch.eye(width)
-        weights["feature_projection.projection.bias"] = torch.zeros(width)
-    return weights
+        if f"encoder.{old}" in named:
+            named[f"encoder.{new}"] = named.pop(f"encoder.{old}")
+    return named
+
+
+def _projection(width: int) -> dict[str, Tensor]:
+    """What fairseq leaves out where it would keep the width, where the identity is exact; no numbers yet."""
+    shapes = {"weight": (width, width), "bias": (width,)}
+    return {f"{PROJECTION}.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def _renamed(name: str) -> str:

@@ -260,6 +260,61 @@ def test_amplified_copies_stop_at_max_bytes(tmp_path):
     assert "max_bytes" in message
 
 
+def short_text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+NUMBERS = b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(5000))
+BYTE_TYPE = b"cnumpy\ndtype\n" + short_text("u1") + b"\x85R"
+BYTE_ARRAY = b"cnumpy\nndarray\n)R(K\x01J" + struct.pack("<i", 100_000) + b"\x85h\x01\x89h\x00tb"
+AMPLIFIERS = {  # what a few bytes make, and how often
+    "sets": b"(" + b"\x8f" * 300_000 + b"l.",
+    "lists": b"(" + b"]" * 300_000 + b"l.",
+    "dicts": b"(" + b"}" * 300_000 + b"l.",
+    "tuples": b")" + b"\x85" * 300_000 + b"0N.",
+    "marks": b"(" * 300_000 + b"N.",
+    "memo": b"N" + b"\x94" * 300_000 + b".",
+    "records": b"cx\ny\nq\x000(" + b"h\x00)R" * 100_000 + b"l.",
+    "calls": b"ccopyreg\n__newobj__\nq\x000(cx\ny\n" + b"N" * 5000 + b"tq\x010("
+    + b"h\x00h\x01R" * 5000 + b"l.",
+    "mapping": b"}(" + NUMBERS + b"uq\x000ccollections\nOrderedDict\n(" + b"h\x00" * 5000 + b"tR.",
+    "text as bytes": short_text("a" * 100_000) + b"q\x000" + BYTE_TYPE + b"q\x010("
+    + BYTE_ARRAY * 500 + b"l.",
+    "bytearray": b"\x96" + struct.pack("<Q", 100_000) + bytes(100_000) + b"q\x000(" + b"h\x00" * 500 + b"l.",
+    "text numbers": b"cnumpy\ndtype\n" + short_text("S100000") + b"\x85Rq\x000B" + struct.pack("<I", 100_000)
+    + b"a" * 100_000 + b"q\x010cnumpy.core.multiarray\nscalar\nq\x020("
+    + b"h\x02h\x00h\x01\x86R" * 500 + b"l.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AMPLIFIERS)
+def test_what_small_records_make_is_charged(name, tmp_path):
+    limit = 4 << 20
+    (tmp_path / "x").write_bytes(b"\x80\x05" + AMPLIFIERS[name])
+    tracemalloc.start()
+    message = refused(tmp_path / "x", max_bytes=limit)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "max_bytes" in message and peak < 2 * limit, f"{peak / 2**20:.1f} MiB"
+
+
+def test_a_dictionary_of_many_words_fits(tmp_path):
+    words = {f"word{n}": n for n in range(20_000)}
+    (tmp_path / "x").write_bytes(pickle.dumps(words, protocol=4))
+    assert read_inert(tmp_path / "x", max_bytes=800 * len(words)) == words
+
+
+def test_nested_pickles_count_their_opcodes_together(tmp_path, monkeypatch):
+    dtype = b"U\x05dtypecnumpy\ndtype\nU\x01O\x85RU\x05shapeK\x01\x85"
+    array = (
+        b"cjoblib.numpy_pickle\nNumpyArrayWrapper\n)R}(" + dtype + b"ub" + b"\x80\x02(" + b"N" * 900 + b"l."
+    )
+    monkeypatch.setattr("speechgpt.data.pickle_machine.MAX_OPCODES", 2000)
+    (tmp_path / "x").write_bytes(b"\x80\x02(" + array * 2 + b"l.")
+    assert [len(x) for x in read_inert(tmp_path / "x")] == [900, 900]
+    assert "more than 2000 opcodes" in refused(tmp_path / "x", b"\x80\x02(" + array * 3 + b"l.")
+
+
 @pytest.mark.parametrize("depth", [150, 100_000])
 def test_deep_nesting_is_refused(tmp_path, depth):
     assert "deep" in refused(tmp_path / "x", b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")

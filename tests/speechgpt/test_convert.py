@@ -12,6 +12,7 @@ import torch
 
 from speechgpt.cli import main
 from speechgpt.convert import RECORD_FILE
+from speechgpt.data.files import read_jsonl
 from speechgpt.originals import identify, source_hash
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.encoder import Encoder
@@ -222,3 +223,11 @@ def test_nothing_of_a_crafted_checkpoint_runs(run, tmp_path):
         torch.save(tree, tmp_path / "x.pt")
         code, _, err = run("convert", tmp_path / "x.pt", "--out", tmp_path / "out")
         assert code == 2 and len(err) == 1 and not (tmp_path / "proof").exists()
+
+
+def test_json_nested_too_deep_is_one_line(run, tmp_path):
+    (tmp_path / "deep.json").write_text('{"a":' * 100_000)
+    code, _, err = run("convert", tmp_path / "deep.json", "--out", tmp_path / "out")
+    assert code == 2 and len(err) == 1 and "deep.json: JSON nested too deep" in err[0]
+    with pytest.raises(ValueError, match="deep.json:1: JSON nested too deep"):
+        next(read_jsonl(tmp_path / "deep.json"))

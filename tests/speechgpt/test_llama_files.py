@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from speechgpt.data.files import read_json, write_json
 from speechgpt.llama_files import LEFT_OVER, convert_llama, is_llama
-from speechgpt.lora_files import Lora, base_of, read_tensors
+from speechgpt.lora_files import Lora, base_of
 from speechgpt.model import load_llama, load_trained
 from speechgpt.model_dir import load_generator
+from speechgpt.weight_files import read_tensors
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:
@@ -78,7 +79,11 @@ def test_scales_of_later_peft(make_checkpoint, make_lora, tmp_path):
 
     base = make_checkpoint(tmp_path / "cm", "bin", "float32")
     for number, more in enumerate(
-        ({"use_rslora": True}, {"alpha_pattern": {"layers.1.self_attn.v_proj": 3}})
+        (
+            {"use_rslora": True},
+            {"alpha_pattern": {"layers.1.self_attn.v_proj": 3}},
+            {"init_lora_weights": "gaussian"},
+        )
     ):
         lora = make_lora(tmp_path / f"com{number}", str(base))
         write_json(lora / "adapter_config.json", read_json(lora / "adapter_config.json") | more)
@@ -181,6 +186,34 @@ def test_weights_that_do_not_fit_are_named(change, says, make_checkpoint, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cm"], "nothing may be left behind"
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 0 to"),
+        ({"num_hidden_layers": 1_000_000}, "1000000 layers of 21 tensors"),
+        ({"num_hidden_layers": 3}, "missing model.layers.2"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"hidden_size": "16"}, "hidden_size is '16'"),
+        ({"num_key_value_heads": "x"}, "num_key_value_heads is 'x'"),
+        ({"intermediate_size": 25}, "config.json means"),
+    ],
+)
+def test_sizes_of_another_llama_are_refused_before_anything_is_written(
+    change, says, make_checkpoint, tmp_path, monkeypatch
+):
+    from speechgpt import llama_files
+
+    def never(*arguments):
+        raise AssertionError("a shard was written")
+
+    monkeypatch.setattr(llama_files, "_write_shards", never)
+    base = make_checkpoint(tmp_path / "cm", "bin")
+    write_json(base / "config.json", read_json(base / "config.json") | change)
+    with pytest.raises(ValueError, match=says) as error:
+        convert_llama([base], tmp_path / "out")
+    assert str(base) in str(error.value) and not (tmp_path / "out").exists()
+
+
 def test_missing_and_broken_files_are_named(make_checkpoint, make_lora, tmp_path):
     base = make_checkpoint(tmp_path / "cm")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
@@ -212,6 +245,13 @@ def test_missing_and_broken_files_are_named(make_checkpoint, make_lora, tmp_path
         ({"r": 0}, "r is 0"),
         ({"r": 4}, "has rank 8, adapter_config.json says 4"),
         ({"bias": "all"}, "bias is 'all'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'.* converted to a plain LoRA"),
+        ({"init_lora_weights": ["loftq"]}, "init_lora_weights is "),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern: '\\(' is no regular expression"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is a list; expected numbers by names"),
+        ({"rank_pattern": {"q_proj": "8"}}, "rank_pattern: 'q_proj' is '8'; expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
     ],
 )
 def test_other_adapters_are_refused(change, says, published, make_lora, tmp_path):
@@ -231,6 +271,21 @@ def test_broken_adapters_are_refused(published, make_lora, tmp_path):
         (weights | {first: torch.ones(8, 5)}, "belongs to another base"),
         ({k.replace("layers.1", "layers.7"): v for k, v in weights.items()}, "adapts model.layers.7"),
         ({"base_model.model.x.lora_embedding_A": torch.ones(2)}, "no tensor of a plain LoRA"),
+        (weights | {first: torch.tensor(1.0)}, r"lora_A.weight has shape \(\); expected two dimensions"),
+        (weights | {"base_model.model.lm_head.weight": torch.tensor(1.0)}, r"lm_head.weight has shape \(\)"),
+        (weights | {"lm_head.weight": torch.ones(33_006, 5)}, r"in the base, \(33006, 5\) here"),
+        (weights | {"model.norm.weight": torch.ones(1)}, r"in the base, \(1,\) here"),
+        (weights | {first: torch.ones(8, 16).int()}, "holds torch.int32"),
+        (weights | {first: [1]}, "no plain table of names and tensors"),
+        (weights | {first: torch.zeros(1).expand(1 << 28, 16)}, "in a storage of 1 numbers"),
+        (
+            {
+                f"base_model.model.x{n}.lora_{half}.weight": weights[first]
+                for n in range(500)
+                for half in "AB"
+            },
+            "its tensors would take 512000 bytes, the file has",
+        ),
     ]
     for content, says in cases:
         torch.save(content, lora / "adapter_model.bin")
@@ -238,6 +293,43 @@ def test_broken_adapters_are_refused(published, make_lora, tmp_path):
             load_trained(base, lora=lora)
     (lora / "adapter_model.bin").unlink()
     with pytest.raises(FileNotFoundError, match="neither adapter_model.safetensors nor adapter_model.bin"):
+        Lora.read(lora)
+
+
+@pytest.mark.parametrize(
+    ("ids", "width", "says"),
+    [
+        ([1, 2], 5, r"rows of model.embed_tokens.weight are 5 wide, the base's is \(33006, 16\)"),
+        (["a", "b"], 16, "adapter_config.json: trainable_token_indices holds 'a'"),
+        ([1, -1], 16, "trainable_token_indices holds -1"),
+        ([1, 33_006], 16, "trained row 33006 of model.embed_tokens.weight, which has 33006"),
+        ([1], 16, "2 rows of model.embed_tokens.weight; adapter_config.json does not say"),
+    ],
+)
+def test_trained_rows_that_do_not_fit_are_refused(ids, width, says, published, make_lora, tmp_path):
+    lora = make_lora(tmp_path / "com", "x")
+    settings = read_json(lora / "adapter_config.json")
+    write_json(lora / "adapter_config.json", settings | {"trainable_token_indices": ids})
+    rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.zeros(2, width)}
+    weights = torch.load(lora / "adapter_model.bin", weights_only=True)
+    torch.save(weights | rows, lora / "adapter_model.bin")
+    with pytest.raises(ValueError, match=says) as error:
+        convert_llama([published / "SpeechGPT-7B-cm"], tmp_path / "out", lora=lora)
+    assert str(lora) in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_what_a_torch_file_calls_is_never_made(make_lora, tmp_path):
+    """torch's own reader of tensors alone allows bytearray(n), for any n."""
+
+    class Large:
+        def __reduce__(self):
+            return bytearray, (1 << 40,)
+
+    lora = make_lora(tmp_path / "com", "x")
+    torch.save({"x": Large()}, lora / "adapter_model.bin")
+    with pytest.raises(
+        ValueError, match="adapter_model.bin: cannot be read as weights: it holds no plain table"
+    ):
         Lora.read(lora)
 
 

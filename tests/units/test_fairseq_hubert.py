@@ -112,6 +112,7 @@ def change(tree, **changes):
         ({"encoder_embed_dim": "768"}, "encoder_embed_dim is '768'; expected a whole number"),
         ({"encoder_embed_dim": 17}, "no multiple"),
         ({"conv_pos": 10**9}, "conv_pos"),
+        ({"encoder_layers": 0}, "encoder_layers is 0; expected 1 to 256"),
     ],
 )
 def test_settings_of_other_networks_are_refused_by_name(tmp_path, changes, expected):
@@ -134,3 +135,36 @@ def test_other_checkpoints_are_refused_by_name():
         convert_hubert({"model": weights}, "x.pt")
     with pytest.raises(ValueError, match="'mask_emb' is a SimpleNamespace; expected a tensor"):
         convert_hubert({"model": weights | {"mask_emb": SimpleNamespace()}, "args": {}}, "x.pt")
+
+
+@pytest.mark.parametrize("width", [1 << 17, 32])
+def test_a_projection_is_not_made_up_for_a_width_that_is_only_claimed(tmp_path, monkeypatch, width):
+    """2**17 wide its identity would take 64 GiB."""
+
+    def never(*sizes):
+        raise AssertionError(f"an identity of {sizes}")
+
+    save_fairseq(tmp_path / "x.pt", make_encoder(GROUP))
+    tree = read_inert(tmp_path / "x.pt")
+    change(tree, encoder_embed_dim=width)
+    tree["model"] = {k: v for k, v in tree["model"].items() if not k.startswith("post_extract_proj")}
+    monkeypatch.setattr(torch, "eye", never)
+    with pytest.raises(ValueError, match="x.pt: the weights do not fit"):
+        convert_hubert(tree, "x.pt")
+
+
+def test_a_missing_projection_of_another_width_is_named(tmp_path):
+    save_fairseq(tmp_path / "x.pt", make_encoder(GROUP | {"conv_dim": [8] * 7}))
+    tree = read_inert(tmp_path / "x.pt")
+    tree["model"] = {k: v for k, v in tree["model"].items() if not k.startswith("post_extract_proj")}
+    with pytest.raises(ValueError, match="x.pt: has no post_extract_proj, which its settings need"):
+        convert_hubert(tree, "x.pt")
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_one_storage_under_many_names_is_not_copied_for_each(tmp_path, offset):
+    big = torch.zeros(10_000)
+    weights = fairseq_weights(make_encoder(GROUP)) | {f"x{n}": big[n * offset :] for n in range(50)}
+    torch.save({"model": weights, "cfg": {"model": {}, "task": {}}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="x.pt: model: its tensors would take .* bytes, the file has"):
+        convert_hubert(read_inert(tmp_path / "x.pt"), str(tmp_path / "x.pt"))

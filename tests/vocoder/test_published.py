@@ -109,6 +109,16 @@ def test_a_duration_predictor_of_another_kernel_is_refused(tmp_path, published, 
         convert_generator(read_inert(path), values, "g", "config.json")
 
 
+def test_one_storage_under_many_names_is_not_copied_for_each(tmp_path, published, make_vocoder, monkeypatch):
+    path = save_codehifigan(tmp_path, make_vocoder(published))
+    tree = read_inert(path)
+    big = np.zeros(100_000, np.float32)
+    tree["generator"] = {**tree["generator"], **{f"x{n}.weight_v": big for n in range(50)}}
+    monkeypatch.setattr("speechgpt.vocoder.published.fold", None)
+    with pytest.raises(ValueError, match="g: generator: its tensors would take .* bytes, the file has"):
+        convert_generator(tree, codehifigan_config(make_vocoder(published)), "g", "config.json")
+
+
 def test_speechbrain_generators_are_refused_with_the_difference(tmp_path):
     from speechbrain.lobes.models.HifiGAN import UnitHifiganGenerator
 
