@@ -39,11 +39,11 @@ def ready_codebook(path: Path, encoder: Path, layer: int | None) -> Path:
     """A codebook file: the one given, or the conversion of a k-means of this encoder (a folder) and layer."""
     from speechgpt.units.encoder import Encoder
     from speechgpt.units.encoder_files import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
-    from speechgpt.units.kmeans_file import layer_in_name
+    from speechgpt.units.kmeans_file import kmeans_layer
 
     if not is_original(path):
         return path
-    layer = layer_in_name(path) if layer is None else layer
+    layer = kmeans_layer(path, layer)
     parts = [encoder / name for name in (WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE)]
     # A hub name has no files here.
     hashes = [source_hash(p) for p in parts if p.is_file()] or [Encoder.load(encoder, "cpu").fingerprint]

@@ -12,6 +12,7 @@ import torch
 
 from speechgpt.cli import main
 from speechgpt.convert import RECORD_FILE
+from speechgpt.model_dir import find_model
 from speechgpt.originals import identify, source_hash
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.encoder import Encoder
@@ -172,10 +173,37 @@ def test_encode_takes_original_files_and_converts_them_once(originals, run, cach
     before = snapshot(cache)
     code, again, err = run("encode", recording, *given)
     assert code == 0 and again == units and err == [] and snapshot(cache) == before
-    code, _, err = run("encode", recording, "--encoder", tiny_parts["encoder"], *given[2:], "--layer", 1)
-    assert code == 0 and len(err) == 1  # another layer, another codebook
     os.utime(originals["encoder"])
     assert run("encode", recording, *given)[2] == []
+
+
+def test_a_codebook_keeps_the_layer_of_its_name_in_a_model_of_another(originals, run, tmp_path, tiny_model):
+    named = Path(shutil.copy(originals["codebook"], tmp_path / f"b_L{TINY_LAYER - 1}.bin"))
+    assert find_model(tiny_model).load_encoder("cpu").layer == TINY_LAYER
+    assert find_model(tiny_model, codebook=named).load_encoder("cpu").layer == TINY_LAYER - 1
+
+
+def test_a_layer_against_the_name_is_refused(originals, run, tmp_path, tiny_parts, recording):
+    expected = f"its name says layer {TINY_LAYER}, --layer 1"
+    parts = ("--encoder", tiny_parts["encoder"], "--codebook", originals["codebook"], "--layer", 1)
+    for arguments in (
+        ("encode", recording, *parts),
+        ("transcribe", recording, "--model", tiny_parts["llm"], *parts),
+        ("convert", originals["encoder"], originals["codebook"], "--layer", 1, "--out", tmp_path / "out"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2 and expected in err[-1]
+
+
+def test_an_unnamed_codebook_may_be_given_its_layer_where_a_model_listens(
+    originals, run, tmp_path, tiny_parts, recording
+):
+    unnamed = shutil.copy(originals["codebook"], tmp_path / "km.bin")
+    asked = ("transcribe", recording, "--model", tiny_parts["llm"], "--encoder", tiny_parts["encoder"])
+    code, _, err = run(*asked, "--codebook", unnamed)
+    assert code == 2 and "give --layer" in err[-1]
+    code, lines, _ = run(*asked, "--codebook", unnamed, "--layer", TINY_LAYER)
+    assert code == 0 and lines == run(*asked, "--codebook", tiny_parts["codebook"])[1]
 
 
 def test_decode_takes_a_generator(originals, run, tmp_path):
