@@ -45,7 +45,7 @@ def convert(
 
     groups = _grouped(paths, encoder)
     record = _old_record(out)
-    wanted = {kind: [o.source() for o in _leaves(group)] for kind, group in groups.items()}
+    wanted = {kind: _sources(kind, group) for kind, group in groups.items()}
     if encoder is not None:
         wanted[ENCODER] = [{"folder": encoder.name, "fingerprint": _fingerprint(encoder)}]
     if layer is not None and CODEBOOK in wanted:
@@ -89,13 +89,13 @@ def _grouped(paths: list[Path], encoder: Path | None) -> dict[str, list[Original
     return groups
 
 
-def _leaves(group: list[Original]) -> list[Original]:
-    """The files of a group; a folder's own files stand for it."""
-    found = []
-    for original in group:
-        inside = sorted(p for p in original.path.iterdir() if p.is_file()) if original.path.is_dir() else []
-        found += [Original(p, original.kind) for p in inside] or [original]
-    return found
+def _sources(kind: str, group: list[Original]) -> list[dict[str, str]]:
+    """Of every file that is read for a part: a LLaMA's shard or adapter brings files that were not named."""
+    if kind == LLM:
+        from speechgpt.llama_files import files_read
+
+        group = [Original(path, kind) for path in files_read([original.path for original in group])]
+    return [original.source() for original in group]
 
 
 def _old_record(out: Path) -> dict:

@@ -30,8 +30,10 @@ class Original:
     value: Any = None
 
     def source(self) -> dict[str, str]:
-        """What provenance says of it: a name without the folders of this machine, and the sha256."""
-        return {"file": self.path.name, "sha256": source_hash(self.path)}
+        """What provenance says of it: a name without folders of this machine, and the sha256 of now."""
+        from speechgpt.units.settings import file_hash
+
+        return {"file": self.path.name, "sha256": file_hash(self.path)}
 
 
 def identify(path: Path) -> Original:

@@ -104,6 +104,7 @@ def test_a_whole_model_talks(originals, run, tmp_path, tiny_parts, recording, mo
     out = tmp_path / "out"
     reader = types.ModuleType("speechgpt.llama_files")
     reader.convert_llama = lambda paths, place: shutil.copytree(paths[0], place)
+    reader.files_read = lambda paths: sorted(paths[0].iterdir())
     monkeypatch.setitem(sys.modules, "speechgpt.llama_files", reader)
     code, lines, err = run("convert", *originals.values(), tiny_parts["llm"], "--out", out)
     assert code == 0 and err == [] and lines[1] == f"a whole model: speechgpt talk question.wav --model {out}"
@@ -111,6 +112,26 @@ def test_a_whole_model_talks(originals, run, tmp_path, tiny_parts, recording, mo
     assert config["layer"] == TINY_LAYER and config["profile"] == "native"
     code, units, _ = run("encode", recording, "--model", out)
     assert code == 0 and units[0].startswith("<sosp>")
+
+
+def test_a_language_model_is_converted_again_when_anything_read_has_changed(
+    make_checkpoint, make_lora, run, tmp_path
+):
+    base = make_checkpoint(tmp_path / "cm")
+    shard = sorted(base.glob("*.bin"))[0]
+    adapter = make_lora(tmp_path / "com", str(base))
+    for number, given in enumerate((shard, adapter, base)):
+        arguments = ("convert", given, "--out", tmp_path / f"out{number}")
+        assert run(*arguments)[1][0].endswith(": llm")
+        assert "nothing new" in run(*arguments)[1][0]
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 10.0 ** -(3 + number)}))
+        assert run(*arguments)[1][0].endswith(": llm"), given
+        found = json.loads((tmp_path / f"out{number}" / "llm" / "config.json").read_text())
+        assert found["rms_norm_eps"] == 10.0 ** -(3 + number)
+    record = json.loads((tmp_path / "out1" / RECORD_FILE).read_text())["parts"]["llm"]
+    names = {entry["file"] for entry in record}
+    assert {"config.json", shard.name, "adapter_config.json", "adapter_model.bin", "tokenizer.model"} <= names
 
 
 def test_parts_that_do_not_fit_are_refused(originals, run, tmp_path, other_parts):
