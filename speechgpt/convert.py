@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from speechgpt.data.files import read_json, write_json
+from speechgpt.data.files import locked, read_json, write_json
 from speechgpt.model_dir import MODEL_FILE, PUBLISHED_DECODING, ModelConfig, ModelDir
 from speechgpt.originals import (
     CODEBOOK,
@@ -40,10 +40,18 @@ def convert(
     `layer`: of a k-means whose name does not say it. `encoder`: folder of the encoder that a k-means belongs
     to, where none is among the files or in `out`; it becomes part of the folder. What `out` already holds
     from the same files is left alone. Raises ValueError or FileNotFoundError, and then `out` is as it was.
+    Calls with one `out` at the same time wait for each other.
     """
+    groups = _grouped(paths, encoder)
+    with locked(out):  # from reading the record to replacing the folder
+        return _convert(groups, out, layer, encoder)
+
+
+def _convert(
+    groups: dict[str, list[Original]], out: Path, layer: int | None, encoder: Path | None
+) -> tuple[list[str], list[str]]:
     from speechgpt.model import whole_folder
 
-    groups = _grouped(paths, encoder)
     record = _old_record(out)
     wanted = {kind: _sources(kind, group) for kind, group in groups.items()}
     if encoder is not None:

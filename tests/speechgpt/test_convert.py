@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from speechgpt import convert
 from speechgpt.cli import main
 from speechgpt.convert import RECORD_FILE
 from speechgpt.model_dir import find_model
@@ -86,6 +89,25 @@ def test_running_twice_changes_nothing_and_parts_may_come_one_by_one(originals, 
         assert run("convert", originals[name], "--out", out)[0] == 0
     found = snapshot(out)
     assert found.pop(RECORD_FILE) and before.pop(RECORD_FILE) and found == before
+
+
+def test_two_at_once_into_one_folder_lose_nothing(originals, tmp_path, monkeypatch):
+    """Without the lock both read the record before either has written it."""
+    out, read = tmp_path / "out", convert._old_record
+
+    def slowly(folder):
+        record = read(folder)
+        time.sleep(0.5)
+        return record
+
+    monkeypatch.setattr(convert, "_old_record", slowly)
+    calls = ([originals["encoder"], originals["codebook"]], [originals["vocoder"]])
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda files: convert.convert(files, out)[0], calls))
+    assert found == [["encoder", "codebook"], ["vocoder"]]
+    assert set(json.loads((out / RECORD_FILE).read_text())["parts"]) == {"encoder", "codebook", "vocoder"}
+    assert {p.name for p in out.iterdir()} == {"encoder", "codebook.safetensors", "vocoder", RECORD_FILE}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "the lock is gone"
 
 
 def test_a_killed_conversion_leaves_the_folder_as_it_was(originals, run, tmp_path, monkeypatch):
