@@ -73,6 +73,7 @@ def ready_vocoder(path: Path, config: Path | None = None) -> Path:
 
 def _cached(path: Path, key: list, make: Callable[[Path], None]) -> Path:
     """The folder of this key, made if need be; two processes that make it at once get the same one."""
+    from speechgpt.model import make_readable
     from speechgpt.units.settings import text_hash
 
     folder = cache_folder() / "converted" / f"{key[0]}-{text_hash(CONVERTER, *key)}"
@@ -83,6 +84,7 @@ def _cached(path: Path, key: list, make: Callable[[Path], None]) -> Path:
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         make(part)
+        make_readable(part)
         try:
             os.rename(part, folder)
         except OSError:

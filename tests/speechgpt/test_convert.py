@@ -14,6 +14,7 @@ import torch
 
 from speechgpt import convert
 from speechgpt.cli import main
+from speechgpt.conversion_cache import ready_encoder
 from speechgpt.convert import RECORD_FILE
 from speechgpt.model_dir import find_model
 from speechgpt.originals import identify, source_hash
@@ -126,6 +127,7 @@ def test_a_whole_model_talks(originals, run, tmp_path, tiny_parts, recording, mo
     out = tmp_path / "out"
     reader = types.ModuleType("speechgpt.llama_files")
     reader.convert_llama = lambda paths, place: shutil.copytree(paths[0], place)
+    reader.is_llama = lambda path: True
     reader.files_read = lambda paths: sorted(paths[0].iterdir())
     monkeypatch.setitem(sys.modules, "speechgpt.llama_files", reader)
     code, lines, err = run("convert", *originals.values(), tiny_parts["llm"], "--out", out)
@@ -266,6 +268,63 @@ def test_an_original_in_the_wrong_place_is_named(originals, run, cache, recordin
     code, _, err = run("encode", recording, *wrong)
     assert code == 2 and "a file for --vocoder; expected one for --encoder" in err[-1]
     assert not list((cache / "converted").iterdir())
+
+
+@pytest.mark.parametrize(
+    "contents, expected",
+    [
+        (b"\x04\x22\x4d\x18" + bytes(20), "joblib compressed with lz4; save it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+        (b"<html>not found</html>", "the download went wrong"),
+    ],
+)
+def test_what_loaders_are_given_is_described_as_by_convert(
+    contents, expected, run, tmp_path, tiny_parts, recording
+):
+    path = tmp_path / "km_L2.bin"
+    path.write_bytes(contents)
+    for command in (
+        ("encode", recording, "--encoder", path, "--codebook", tiny_parts["codebook"]),
+        ("encode", recording, "--encoder", tiny_parts["encoder"], "--codebook", path),
+        ("decode", "<sosp><1><eosp>", "--out", tmp_path / "x.wav", "--vocoder", path),
+        ("convert", path, "--out", tmp_path / "out"),
+    ):
+        code, _, err = run(*command)
+        assert code == 2 and expected in err[-1], command
+
+
+def test_folders_of_other_models_are_no_language_models(originals, run, tmp_path, tiny_parts):
+    (tmp_path / "hubert").mkdir()
+    (tmp_path / "hubert" / "config.json").write_text('{"model_type": "hubert"}')
+    for folder, expected in (
+        (originals["vocoder"].parent, "the config.json of a CodeHiFiGAN; give the files"),
+        (tmp_path / "hubert", "a model of type 'hubert'"),
+        (tmp_path, "a folder; give the files"),
+    ):
+        code, _, err = run("convert", folder, "--out", tmp_path / "out")
+        assert code == 2 and expected in err[0]
+
+
+def test_a_vocoder_config_alone_is_refused(originals, run, tmp_path):
+    config = originals["vocoder"].parent / "config.json"
+    code, _, err = run("decode", "<sosp><1><eosp>", "--out", tmp_path / "x.wav", "--vocoder-config", config)
+    assert code == 2 and "give it too, --vocoder" in err[0]
+
+
+def test_converted_parts_in_the_cache_can_be_read_by_others(originals, cache, tiny_parts):
+    ready_encoder(originals["encoder"])
+    (folder,) = (cache / "converted").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o644}
+
+
+def test_a_cache_that_cannot_be_written_stops_no_hash_and_no_conversion(
+    originals, run, tmp_path, monkeypatch
+):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setattr("speechgpt.originals.HASH_CHECKED", 10)
+    assert len(source_hash(originals["encoder"])) == 64
+    assert run("convert", *originals.values(), "--out", tmp_path / "out")[0] == 0
 
 
 def test_hashes_of_large_files_are_remembered(tmp_path, cache, monkeypatch):
