@@ -28,6 +28,36 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Inside, no other process is inside with the same `path`, which need not exist; it waits for its turn.
+
+    The lock is a file beside `path`, gone afterwards; the system lets go of it when a process is killed.
+    """
+    import fcntl
+
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(lock, file.fileno()):  # who had it has removed it meanwhile; others lock a new one
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def write_text(path: str | Path, text: str) -> None:
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -45,14 +45,6 @@ OTHERS = {
 }
 
 
-def is_pickled(path: Path) -> bool:
-    """Whether a file begins as torch files and (compressed) pickles do, and safetensors do not."""
-    with open(path, "rb") as file:
-        magic = file.read(16)
-    pickle = len(magic) > 1 and magic[0] == 0x80 and 2 <= magic[1] <= 5
-    return not is_safetensors(magic) and (pickle or magic.startswith((ZIP_MAGIC, *COMPRESSED)))
-
-
 def is_safetensors(magic: bytes) -> bool:
     """Their first eight bytes are the length of a header in JSON, under 100 MB."""
     return len(magic) > 8 and magic[5:9] == b"\0\0\0{"

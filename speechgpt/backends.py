@@ -29,12 +29,10 @@ def fairseq_encoder(encoder: Path, codebook: Path, layer: int | None, device: st
     from speechgpt.devices import choose_device
     from speechgpt.originals import CODEBOOK, of_kind
     from speechgpt.units.fairseq_backend import FairseqHubert, FairseqUnits
-    from speechgpt.units.kmeans_file import layer_in_name, read_centroids
+    from speechgpt.units.kmeans_file import kmeans_layer, read_centroids
 
     _check_originals({"--encoder": encoder, "--codebook": codebook}, "mhubert.pt", "km1000.bin")
-    layer = layer_in_name(codebook) if layer is None else layer
-    if layer is None:
-        raise ValueError(f"{codebook}: its name does not say which layer its features are of; give --layer")
+    layer = kmeans_layer(codebook, layer)
     centroids = read_centroids(of_kind(codebook, CODEBOOK).value, str(codebook))
     return FairseqUnits(FairseqHubert.load(encoder, choose_device(device)), centroids, layer)
 

@@ -262,7 +262,9 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     """For a --model that is a language model alone, such as the published ones."""
     for name, line in PARTS.items():
         parser.add_argument(f"--{name}", type=named_path, metavar="PATH", help=line)
+    parser.add_argument("--layer", type=int, metavar="N", help="encoder layer (default: the codebook's)")
 
 
-def given_parts(args: argparse.Namespace) -> dict[str, Path | None]:
-    return {name: getattr(args, name) for name in PARTS}
+def given_parts(args: argparse.Namespace) -> dict[str, Any]:
+    """What `find_model` takes besides the model."""
+    return {name: getattr(args, name) for name in (*PARTS, "layer")}

@@ -39,11 +39,11 @@ def ready_codebook(path: Path, encoder: Path, layer: int | None) -> Path:
     """A codebook file: the one given, or the conversion of a k-means of this encoder (a folder) and layer."""
     from speechgpt.units.encoder import Encoder
     from speechgpt.units.encoder_files import CONFIG_FILE, ENCODER_FILE, WEIGHTS_FILE
-    from speechgpt.units.kmeans_file import layer_in_name
+    from speechgpt.units.kmeans_file import kmeans_layer
 
     if not is_original(path):
         return path
-    layer = layer_in_name(path) if layer is None else layer
+    layer = kmeans_layer(path, layer)
     parts = [encoder / name for name in (WEIGHTS_FILE, CONFIG_FILE, ENCODER_FILE)]
     # A hub name has no files here.
     hashes = [source_hash(p) for p in parts if p.is_file()] or [Encoder.load(encoder, "cpu").fingerprint]
@@ -73,6 +73,7 @@ def ready_vocoder(path: Path, config: Path | None = None) -> Path:
 
 def _cached(path: Path, key: list, make: Callable[[Path], None]) -> Path:
     """The folder of this key, made if need be; two processes that make it at once get the same one."""
+    from speechgpt.model import make_readable
     from speechgpt.units.settings import text_hash
 
     folder = cache_folder() / "converted" / f"{key[0]}-{text_hash(CONVERTER, *key)}"
@@ -83,6 +84,7 @@ def _cached(path: Path, key: list, make: Callable[[Path], None]) -> Path:
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         make(part)
+        make_readable(part)
         try:
             os.rename(part, folder)
         except OSError:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from speechgpt.data.files import read_json, write_json
+from speechgpt.data.files import locked, read_json, write_json
 from speechgpt.data.hub import named_path
 from speechgpt.model_dir import MODEL_FILE, PUBLISHED_DECODING, ModelConfig, ModelDir
 from speechgpt.originals import (
@@ -41,12 +41,20 @@ def convert(
     `layer`: of a k-means whose name does not say it. `encoder`: folder of the encoder that a k-means belongs
     to, where none is among the files or in `out`; it becomes part of the folder. What `out` already holds
     from the same files is left alone. Raises ValueError or FileNotFoundError, and then `out` is as it was.
+    Calls with one `out` at the same time wait for each other.
     """
+    groups = _grouped(paths, encoder)
+    with locked(out):  # from reading the record to replacing the folder
+        return _convert(groups, out, layer, encoder)
+
+
+def _convert(
+    groups: dict[str, list[Original]], out: Path, layer: int | None, encoder: Path | None
+) -> tuple[list[str], list[str]]:
     from speechgpt.model import whole_folder
 
-    groups = _grouped(paths, encoder)
     record = _old_record(out)
-    wanted = {kind: [o.source() for o in _leaves(group)] for kind, group in groups.items()}
+    wanted = {kind: _sources(kind, group) for kind, group in groups.items()}
     if encoder is not None:
         wanted[ENCODER] = [{"folder": encoder.name, "fingerprint": _fingerprint(encoder)}]
     if layer is not None and CODEBOOK in wanted:
@@ -90,13 +98,13 @@ def _grouped(paths: list[Path], encoder: Path | None) -> dict[str, list[Original
     return groups
 
 
-def _leaves(group: list[Original]) -> list[Original]:
-    """The files of a group; a folder's own files stand for it."""
-    found = []
-    for original in group:
-        inside = sorted(p for p in original.path.iterdir() if p.is_file()) if original.path.is_dir() else []
-        found += [Original(p, original.kind) for p in inside] or [original]
-    return found
+def _sources(kind: str, group: list[Original]) -> list[dict[str, str]]:
+    """Of every file that is read for a part: a LLaMA's shard or adapter brings files that were not named."""
+    if kind == LLM:
+        from speechgpt.llama_files import files_read
+
+        group = [Original(path, kind) for path in files_read([original.path for original in group])]
+    return [original.source() for original in group]
 
 
 def _old_record(out: Path) -> dict:

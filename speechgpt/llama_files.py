@@ -95,6 +95,17 @@ def convert_llama(
     return provenance
 
 
+def files_read(paths: Sequence[str | Path]) -> list[Path]:
+    """Every file that `convert_llama` reads for these paths, and whose change may change its result."""
+    source = _source([Path(p) for p in paths], None)
+    names = ["config.json", *TOKENIZER_FILES]
+    found = [source.folder / name for name in names] + source.files
+    if source.adapter is not None:
+        adapter = source.adapter
+        found += [adapter / name for name in (CONFIG_FILE, *ADAPTER.weights, *TOKENIZER_FILES)]
+    return [path for path in found if path.is_file()]
+
+
 def _source(paths: list[Path], lora: Path | None) -> Source:
     folders: list[Path] = []
     files: list[Path] = []

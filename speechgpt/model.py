@@ -179,16 +179,21 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    part.chmod(0o755)
     try:
         yield part
-        for entry in part.rglob("*"):
-            entry.chmod(0o755 if entry.is_dir() else 0o644)  # safetensors makes its files private
+        make_readable(part)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def make_readable(folder: Path) -> None:
+    """For everybody: mkdtemp makes its folders private, and safetensors its files."""
+    folder.chmod(0o755)
+    for entry in folder.rglob("*"):
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
 def _check_replaceable(out: Path) -> None:

@@ -73,6 +73,9 @@ class ModelDir:
     path: Path
     config: ModelConfig
     given: dict[str, Path] = field(default_factory=dict)  # parts from elsewhere, and perhaps "lora"
+    layer: int | None = (
+        None  # that was asked for; by default the codebook's, or the model's for its own codebook
+    )
 
     @property
     def encoder(self) -> Path:
@@ -99,7 +102,9 @@ class ModelDir:
     def load_encoder(self, device: str = "auto") -> "UnitEncoder":
         """Refuses a codebook of another encoder or layer."""
         self.check("encoder", "codebook")
-        return load_encoder(self.encoder, self.codebook, self.config.layer or None, device)
+        ours = None if "codebook" in self.given else self.config.layer or None
+        layer = ours if self.layer is None else self.layer
+        return load_encoder(self.encoder, self.codebook, layer, device)
 
     def load_generator(self, device: str = "auto") -> "Generator":
         lora = self.given.get("lora")
@@ -197,11 +202,12 @@ def known_models() -> list[str]:
     return sorted(p.parent.name for p in MODELS.glob(f"*/{MODEL_FILE}"))
 
 
-def find_model(model: str | Path, **given: Path | None) -> ModelDir:
+def find_model(model: str | Path, layer: int | None = None, **given: Path | None) -> ModelDir:
     """A shipped model by name, a model directory, or a language model by its folder or hub name.
 
-    `given`: encoder, codebook, vocoder and lora from elsewhere; None: the model's own. Raises ValueError that
-    lists the known names, and FileNotFoundError for a part that is not here.
+    `given`: encoder, codebook, vocoder and lora from elsewhere; None: the model's own. `layer`: of a codebook
+    that does not say its own. Raises ValueError that lists the known names, and FileNotFoundError for a part
+    that is not here.
     """
     parts = {name: named_path(path) for name, path in given.items() if path is not None}
     for name, part in parts.items():
@@ -211,13 +217,13 @@ def find_model(model: str | Path, **given: Path | None) -> ModelDir:
     path = named if str(model) in known_models() else model_folder(model, LLAMA, ADAPTER)
     if not (path / MODEL_FILE).is_file():
         if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-            return ModelDir(path, _bare_config(path), {"llm": path, **parts})
+            return ModelDir(path, _bare_config(path), {"llm": path, **parts}, layer)
         known = ", ".join(known_models()) or "none is shipped here"
         what = f"folder without {MODEL_FILE}" if path.is_dir() else "no such model or folder"
         raise ValueError(
             f"unknown model {str(model)!r} ({what}); known models: {known}; or give a model directory"
         )
-    found = ModelDir(path, ModelConfig.read(path / MODEL_FILE), parts)
+    found = ModelDir(path, ModelConfig.read(path / MODEL_FILE), parts, layer)
     paths = (found.encoder, found.codebook, found.llm, found.vocoder)
     if missing := [p.name for p in paths if not p.exists() and not is_hub_name(p)]:
         raise ValueError(

@@ -1,5 +1,6 @@
 """Files as other projects published them: which part of a model each is, by its contents, and converting."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ from typing import Any
 
 from speechgpt.data.checkpoint_fields import describe
 from speechgpt.data.files import read_json, write_json
-from speechgpt.data.inert import is_pickled, is_safetensors, read_inert
+from speechgpt.data.inert import is_safetensors, read_inert
 
 CONVERTER = 1  # goes up when the same file would be converted to something else
 ENCODER, CODEBOOK, VOCODER, VOCODER_CONFIG, LLM = "encoder", "codebook", "vocoder", "vocoder config", "llm"
@@ -30,16 +31,16 @@ class Original:
     value: Any = None
 
     def source(self) -> dict[str, str]:
-        """What provenance says of it: a name without the folders of this machine, and the sha256."""
-        return {"file": self.path.name, "sha256": source_hash(self.path)}
+        """What provenance says of it: a name without folders of this machine, and the sha256 of now."""
+        from speechgpt.units.settings import file_hash
+
+        return {"file": self.path.name, "sha256": file_hash(self.path)}
 
 
 def identify(path: Path) -> Original:
     """Raises FileNotFoundError, or ValueError that says what was found in the file."""
     if path.is_dir():
-        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-            return Original(path, LLM)
-        raise ValueError(f"{path}: a folder; give the files in it, or a LLaMA folder")
+        return _of_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -49,6 +50,22 @@ def identify(path: Path) -> Original:
     if magic.lstrip().startswith(b"{"):
         return _of_json(path)
     return _of_tree(path)
+
+
+def _of_folder(path: Path) -> Original:
+    from speechgpt.llama_files import is_llama
+    from speechgpt.vocoder.published import is_generator_config
+
+    if is_llama(path):
+        return Original(path, LLM)
+    what = "a folder"
+    if (path / "config.json").is_file():
+        values = read_json(path / "config.json")
+        named = values.get("model_type") if isinstance(values, dict) else None
+        what = f"a folder with the config.json of a model of type {describe(named)}"
+        if is_generator_config(values):
+            what = "a folder with the config.json of a CodeHiFiGAN"
+    raise ValueError(f"{path}: {what}; give the files in it, or a LLaMA folder")
 
 
 def _of_json(path: Path) -> Original:
@@ -96,7 +113,10 @@ def _safetensors_names(path: Path) -> list[str]:
 
 def is_original(path: Path) -> bool:
     """Whether a loader was given a foreign file where it expects a folder or a safetensors file of ours."""
-    return path.is_file() and is_pickled(path)
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return not is_safetensors(file.read(16))
 
 
 def of_kind(path: Path, kind: str) -> Original:
@@ -178,5 +198,6 @@ def source_hash(path: Path) -> str:
         if isinstance(found, dict) and found.get("status") == now:
             return found["sha256"]
     found = file_hash(path)
-    write_json(remembered, {"status": now, "sha256": found})
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+        write_json(remembered, {"status": now, "sha256": found})
     return found

@@ -130,6 +130,8 @@ def decode(argv: list[str]) -> int:
     add_backend(parser)
     add_model(parser, seed=False)
     args = parser.parse_args(argv)
+    if args.vocoder_config and not args.vocoder:
+        raise ValueError("--vocoder-config describes a generator: give it too, --vocoder g_00500000")
     check_target(args.out)
     from speechgpt.data.unit_text import text_to_units
 

@@ -48,7 +48,8 @@ class Verdict:
 def verify(files: Sequence[Path], folder: Path, audio: Sequence[Path] = ()) -> int:
     """Prints the table for the original `files` and their conversion in `folder`; returns the exit code.
 
-    `audio`: recordings that are compared beside the synthetic waveforms.
+    `audio`: recordings that are compared beside the synthetic waveforms. Raises ValueError where there is
+    nothing to compare, which proves nothing.
     """
     import_fairseq()
     found: dict[str, Original] = {}
@@ -63,7 +64,8 @@ def verify(files: Sequence[Path], folder: Path, audio: Sequence[Path] = ()) -> i
         config = vocoder_config(found[VOCODER], found.get(VOCODER_CONFIG))
         verdicts += verify_vocoder(found[VOCODER].path, config.path, model.vocoder)
     judged = {ENCODER, VOCODER} | ({CODEBOOK} if ENCODER in found else set())
-    print(table(verdicts))
+    if verdicts:
+        print(table(verdicts))
     for kind in PARTS:
         if kind in found and kind not in judged:
             why = "give the HuBERT checkpoint too" if kind == CODEBOOK else "fairseq has no such model"
@@ -71,8 +73,12 @@ def verify(files: Sequence[Path], folder: Path, audio: Sequence[Path] = ()) -> i
     if failed := [verdict.part for verdict in verdicts if not verdict.passed]:
         print(f"NOT what fairseq computes: {', '.join(failed)}")
         return BAD_INPUT
-    if verdicts:
-        print("what fairseq computes")
+    if not verdicts:
+        raise ValueError(
+            f"--verify: nothing could be compared, for fairseq computes {ENCODER}s and {VOCODER}s alone; "
+            f"{folder} was written. Give their original files too, or leave --verify out"
+        )
+    print("what fairseq computes")
     return OK
 
 

@@ -1,8 +1,9 @@
 """fairseq's own HuBERT behind our words: the judge of what `speechgpt convert` writes, and `encode --backend
 fairseq`. Needs the extra `fairseq`; everything here runs fairseq's code, unchanged, on its own files.
 
-fairseq would unpickle whatever a file says and pass one of its settings to `eval`. Here torch reads the file
-with `weights_only` and a list of the classes that such checkpoints hold, and the setting is read first.
+fairseq would unpickle whatever a file says, build the model it names, and pass some of that model's settings
+to `eval`. Here torch reads the file with `weights_only` and a list of the classes that such checkpoints hold.
+Before that the file is read without fairseq: it must name HuBERT, whose one evaluated setting is read too.
 """
 
 import argparse
@@ -24,9 +25,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from speechgpt.data.audio import read_audio
+from speechgpt.data.inert import read_inert
 from speechgpt.units.codebook import ASSIGN_CHUNK
 from speechgpt.units.encoder import NORMALIZE_EPS, choose_device, exact_convolutions
-from speechgpt.units.fairseq_hubert import parse_convolutions
+from speechgpt.units.fairseq_hubert import MODEL, TASK, check_settings, parse_convolutions
 
 INSTALL = "pip install 'speechgpt[fairseq]', or `make test PARITY=1` in a clone"
 
@@ -102,9 +104,10 @@ class FairseqHubert:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected a fairseq HuBERT checkpoint")
         checkpoints = import_fairseq().checkpoint_utils
+        _check_inert(path)
         with quiet(), reading(path):
             state = checkpoints.load_checkpoint_to_cpu(str(path))
-            _check_layers_text(state, path)
+            _check_loaded(state, path)
             models, config, _ = checkpoints.load_model_ensemble_and_task([str(path)], state=state)
         model = models[0]
         if not hasattr(model, "feature_extractor") or not hasattr(model.encoder, "layers"):
@@ -144,10 +147,20 @@ class FairseqHubert:
         return [f[: last.shape[1]].float() for f in found] + [last[0].float()]
 
 
-def _check_layers_text(state: dict, path: Path) -> None:
-    holder = state.get("cfg") or state.get("args")
-    settings = getattr(holder, "model", None) or holder
-    text = getattr(settings, "conv_feature_layers", None)
+def _check_inert(path: Path) -> None:
+    """Raises ValueError unless the file names HuBERT, in every place where fairseq may look."""
+    try:
+        check_settings(read_inert(path), str(path), named=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: not run with fairseq: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def _check_loaded(state: dict, path: Path) -> None:
+    """The same of what fairseq made of the file and builds next: it renames, composes and interpolates."""
+    model, task = state["cfg"].model, state["cfg"].task
+    if getattr(model, "_name", None) != MODEL or getattr(task, "_name", None) != TASK:
+        raise ValueError(f"{path}: not run with fairseq: it takes the file for another model than HuBERT")
+    text = getattr(model, "conv_feature_layers", None)
     if text is not None:
         parse_convolutions(str(text), f"{path}: conv_feature_layers")
 

@@ -17,6 +17,8 @@ from speechgpt.data.checkpoint_fields import Fields, describe, named_arrays
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.encoder_files import WEIGHT_NORM_NAMES, misfits
 
+MODEL, TASK = "hubert", "hubert_pretraining"  # the names that fairseq registers
+ARCHITECTURES = (MODEL, "hubert_base", "hubert_large", "hubert_xlarge")  # --arch of the older generation
 PUBLISHED_CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"  # fairseq's default
 MAX_CONVOLUTIONS = 32
 ACTIVATIONS = {"gelu": "gelu", "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "relu": "relu"}
@@ -54,7 +56,7 @@ def convert_hubert(tree: dict, where: str, provenance: dict | None = None) -> En
     """
     arrays = named_arrays(tree["model"], f"{where}: model")
     _check_kind(arrays, where)
-    model, task = _settings(tree, where)
+    model, task = check_settings(tree, where)
     with torch.device("meta"):  # sizes that are only claimed take no memory
         encoder = Encoder.create(_architecture(model), task.flag("normalize", False), 0, provenance)
     encoder.sample_rate = task.integer("sample_rate", 16_000)
@@ -102,15 +104,49 @@ def _check_kind(arrays: dict[str, np.ndarray], where: str) -> None:
         raise ValueError(f"{where}: a wav2vec 2.0 checkpoint; expected HuBERT")
 
 
-def _settings(tree: dict, where: str) -> tuple[Fields, Fields]:
-    """(the model's, the task's)."""
-    if isinstance(tree.get("cfg"), dict):
+def check_settings(tree: Any, where: str, named: bool = False) -> tuple[Fields, Fields]:
+    """(the model's settings, the task's) of a checkpoint of HuBERT's pretraining; ValueError for any other.
+
+    fairseq takes `args` where a file has both, so both must say the same. `named`: the names must be there;
+    fairseq builds whatever they name, and evaluates other settings for other models.
+    """
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: expected a checkpoint's settings, found {describe(tree)}")
+    views: list[tuple[Fields, Fields]] = []
+    if tree.get("cfg") is not None:
         cfg = Fields(tree["cfg"], f"{where}: cfg")
-        return cfg.part("model"), cfg.part("task")
-    if tree.get("args") is None:
+        views.append((cfg.part("model"), cfg.part("task")))
+        _check_name(views[-1][0], "_name", (MODEL,), named)
+        _check_name(views[-1][1], "_name", (TASK,), named)
+    if tree.get("args") is not None:
+        args = Fields(tree["args"], f"{where}: args")
+        views.append((args, args))
+        _check_name(args, "arch", ARCHITECTURES, named)
+        _check_name(args, "task", (TASK,), named)
+    if not views:
         raise ValueError(f"{where}: holds neither args nor cfg, so its settings are unknown")
-    args = Fields(tree["args"], f"{where}: args")
-    return args, args
+    for model, _ in views:
+        _convolutions(model)
+    if len(views) == 2 and _meaning(*views[0]) != _meaning(*views[1]):
+        raise ValueError(f"{where}: args and cfg describe different networks; expected one")
+    return views[0]
+
+
+def _check_name(settings: Fields, field: str, known: tuple[str, ...], named: bool) -> None:
+    found = settings.text(field) if named else settings.text(field, known[0])
+    if found not in known:
+        raise ValueError(
+            f"{settings.where}: {field} is {describe(found)}; expected {known[0]!r}, a pretrained HuBERT"
+        )
+
+
+def _meaning(model: Fields, task: Fields) -> tuple:
+    return _architecture(model), task.flag("normalize", False), task.integer("sample_rate", 16_000)
+
+
+def _convolutions(model: Fields) -> list[tuple[int, int, int]]:
+    text = model.text("conv_feature_layers", PUBLISHED_CONVOLUTIONS)
+    return parse_convolutions(text, f"{model.where}: conv_feature_layers")
 
 
 def _architecture(model: Fields) -> dict:
@@ -119,9 +155,7 @@ def _architecture(model: Fields) -> dict:
         kind = {str: model.text, bool: model.flag, int: model.integer}[type(expected)]
         if (found := kind(name, expected)) != expected:
             raise ValueError(f"{model.where}: {name} is {describe(found)}; only {expected!r} is read here")
-    layers = parse_convolutions(
-        model.text("conv_feature_layers", PUBLISHED_CONVOLUTIONS), f"{model.where}: conv_feature_layers"
-    )
+    layers = _convolutions(model)
     activation, norm = model.text("activation_fn", "gelu"), model.text("extractor_mode", "default")
     for name, found, known in (("activation_fn", activation, ACTIVATIONS), ("extractor_mode", norm, NORMS)):
         if found not in known:

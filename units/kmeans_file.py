@@ -43,17 +43,27 @@ def layer_in_name(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
+def kmeans_layer(path: Path, layer: int | None) -> int:
+    """The layer that was given or that the file's name says. ValueError where none or they differ."""
+    named = layer_in_name(path)
+    if layer is not None and named is not None and layer != named:
+        raise ValueError(
+            f"{path}: its name says layer {named}, --layer {layer}; rename it or leave --layer out"
+        )
+    found = named if layer is None else layer
+    if found is None:
+        raise ValueError(
+            f"{path}: neither its contents nor its name say which layer its features are of; give --layer"
+        )
+    return found
+
+
 def convert_kmeans(
     tree: Any, path: Path, encoder: Encoder, layer: int | None, source: dict | None = None
 ) -> Codebook:
     """The codebook of `encoder`'s features of `layer`, or of the layer that the file's name says."""
     centroids = read_centroids(tree, str(path))
-    if layer is None:
-        layer = layer_in_name(path)
-    if layer is None:
-        raise ValueError(
-            f"{path}: neither its contents nor its name say which layer its features are of; give --layer"
-        )
+    layer = kmeans_layer(path, layer)
     encoder.check_layer(layer)
     if centroids.shape[1] != encoder.width:
         raise ValueError(

@@ -28,7 +28,7 @@ from speechgpt.units.running_norms import RunningNorms
 
 WINDOW_SECONDS = 60.0  # longer audio than this goes in windows; LibriSpeech's longest is 35 s
 CONTEXT_SECONDS = 4.0  # what a window sees in full beyond each edge
-MEMORY_FRAMES = 16_384  # of the rest of the file that a window sees: at 50 Hz all of five minutes
+MEMORY_FRAMES = 32_768  # of the rest of the file that a window sees: at 50 Hz all of ten minutes
 BLOCK_SECONDS = 30.0  # how much of a long file is convolved at a time
 
 

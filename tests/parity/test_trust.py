@@ -1,5 +1,6 @@
 """fairseq runs here without what a crafted file could run through it."""
 
+import argparse
 import os
 
 import pytest
@@ -46,6 +47,43 @@ def test_what_fairseq_would_evaluate_is_read_first(state, tmp_path):
     with pytest.raises(ValueError, match="conv_feature_layers: expected a sum of"):
         FairseqHubert.load(tmp_path / "crafted.pt", "cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def other_models(state: dict, code: str) -> dict[str, dict]:
+    """Checkpoints by which fairseq would build another model, and evaluate `code` for it."""
+    cfg, wav2vec = state["cfg"], {"_name": "wav2vec", "aggregator": "cnn", "conv_aggregator_layers": code}
+    convolutions = {"conv_feature_layers": "[(16, 10, 5)]"}
+    task = {"_name": "audio_pretraining", "data": "/tmp", "labels": None}
+    args = argparse.Namespace(
+        **(wav2vec | convolutions | task), arch="wav2vec", task="audio_pretraining", criterion="wav2vec"
+    )
+    unnamed = {name: value for name, value in cfg["model"].items() if name != "_name"} | {"arch": "wav2vec"}
+    return {
+        "cfg": state | {"cfg": cfg | {"task": task, "model": wav2vec | convolutions}},
+        "args": state | {"args": args, "cfg": None},
+        "args wins": state | {"args": args},
+        "nested": state | {"cfg": cfg | {"task": task, "model": {"wav2vec": wav2vec | convolutions}}},
+        "unnamed": state | {"cfg": cfg | {"model": unnamed}},
+        "task": state | {"cfg": cfg | {"task": cfg["task"] | {"_name": "audio_pretraining"}}},
+    }
+
+
+@pytest.mark.parametrize("how", ["cfg", "args", "args wins", "nested", "unnamed", "task"])
+def test_another_model_is_refused_before_fairseq_builds_it(state, tmp_path, how):
+    code = f"__import__('os').system('touch {tmp_path / 'ran'}') or [(16, 2, 1)]"
+    torch.save(other_models(state, code)[how], tmp_path / "crafted.pt")
+    with pytest.raises(ValueError, match="crafted.pt: not run with fairseq: (cfg|args).*(_name|arch) is "):
+        FairseqHubert.load(tmp_path / "crafted.pt", "cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_args_and_cfg_must_agree(state, tmp_path):
+    cfg = state["cfg"]
+    settings = {name: value for name, value in (cfg["model"] | cfg["task"]).items() if name != "_name"}
+    settings |= {"arch": "hubert", "task": "hubert_pretraining", "encoder_layers": 2}
+    torch.save(state | {"args": argparse.Namespace(**settings)}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match="both.pt: .*args and cfg describe different networks"):
+        FairseqHubert.load(tmp_path / "both.pt", "cpu")
 
 
 def test_what_fairseq_cannot_load_is_one_line(state, tmp_path):

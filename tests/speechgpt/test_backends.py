@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from speechgpt import convert, verify
 from speechgpt.cli import main
 from speechgpt.units import fairseq_backend
 
@@ -38,6 +39,17 @@ def test_converted_parts_are_refused(tiny_parts, recording, tmp_path, capsys):
 def test_import_error_names_the_extra(no_fairseq):
     with pytest.raises(ImportError, match="speechgpt.fairseq"):
         fairseq_backend.import_fairseq()
+
+
+def test_a_verification_of_nothing_does_not_pass(tiny_parts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "import_fairseq", lambda: None)
+    monkeypatch.setattr(convert, "find_spec", lambda name: name)
+    monkeypatch.setattr(convert, "convert", lambda *_: (["llm"], []))
+    arguments = ["convert", str(tiny_parts["llm"]), "--out", str(tmp_path / "o"), "--verify"]
+    assert main(arguments) == 2
+    found = capsys.readouterr()
+    assert "llm: not compared" in found.out and "nothing could be compared" in found.err
+    assert found.err.count("\n") == 1
 
 
 def test_audio_goes_with_verify(tmp_path, capsys):

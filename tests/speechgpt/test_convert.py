@@ -4,15 +4,20 @@ import json
 import os
 import shutil
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from speechgpt import convert
 from speechgpt.cli import main
+from speechgpt.conversion_cache import ready_encoder
 from speechgpt.convert import RECORD_FILE
 from speechgpt.data.files import read_jsonl
+from speechgpt.model_dir import find_model
 from speechgpt.originals import identify, source_hash
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.encoder import Encoder
@@ -88,6 +93,25 @@ def test_running_twice_changes_nothing_and_parts_may_come_one_by_one(originals, 
     assert found.pop(RECORD_FILE) and before.pop(RECORD_FILE) and found == before
 
 
+def test_two_at_once_into_one_folder_lose_nothing(originals, tmp_path, monkeypatch):
+    """Without the lock both read the record before either has written it."""
+    out, read = tmp_path / "out", convert._old_record
+
+    def slowly(folder):
+        record = read(folder)
+        time.sleep(0.5)
+        return record
+
+    monkeypatch.setattr(convert, "_old_record", slowly)
+    calls = ([originals["encoder"], originals["codebook"]], [originals["vocoder"]])
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda files: convert.convert(files, out)[0], calls))
+    assert found == [["encoder", "codebook"], ["vocoder"]]
+    assert set(json.loads((out / RECORD_FILE).read_text())["parts"]) == {"encoder", "codebook", "vocoder"}
+    assert {p.name for p in out.iterdir()} == {"encoder", "codebook.safetensors", "vocoder", RECORD_FILE}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "the lock is gone"
+
+
 def test_a_killed_conversion_leaves_the_folder_as_it_was(originals, run, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run("convert", originals["encoder"], "--out", out)
@@ -104,6 +128,8 @@ def test_a_whole_model_talks(originals, run, tmp_path, tiny_parts, recording, mo
     out = tmp_path / "out"
     reader = types.ModuleType("speechgpt.llama_files")
     reader.convert_llama = lambda paths, place: shutil.copytree(paths[0], place)
+    reader.is_llama = lambda path: True
+    reader.files_read = lambda paths: sorted(paths[0].iterdir())
     monkeypatch.setitem(sys.modules, "speechgpt.llama_files", reader)
     code, lines, err = run("convert", *originals.values(), tiny_parts["llm"], "--out", out)
     assert code == 0 and err == [] and lines[1] == f"a whole model: speechgpt talk question.wav --model {out}"
@@ -111,6 +137,26 @@ def test_a_whole_model_talks(originals, run, tmp_path, tiny_parts, recording, mo
     assert config["layer"] == TINY_LAYER and config["profile"] == "native"
     code, units, _ = run("encode", recording, "--model", out)
     assert code == 0 and units[0].startswith("<sosp>")
+
+
+def test_a_language_model_is_converted_again_when_anything_read_has_changed(
+    make_checkpoint, make_lora, run, tmp_path
+):
+    base = make_checkpoint(tmp_path / "cm")
+    shard = sorted(base.glob("*.bin"))[0]
+    adapter = make_lora(tmp_path / "com", str(base))
+    for number, given in enumerate((shard, adapter, base)):
+        arguments = ("convert", given, "--out", tmp_path / f"out{number}")
+        assert run(*arguments)[1][0].endswith(": llm")
+        assert "nothing new" in run(*arguments)[1][0]
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 10.0 ** -(3 + number)}))
+        assert run(*arguments)[1][0].endswith(": llm"), given
+        found = json.loads((tmp_path / f"out{number}" / "llm" / "config.json").read_text())
+        assert found["rms_norm_eps"] == 10.0 ** -(3 + number)
+    record = json.loads((tmp_path / "out1" / RECORD_FILE).read_text())["parts"]["llm"]
+    names = {entry["file"] for entry in record}
+    assert {"config.json", shard.name, "adapter_config.json", "adapter_model.bin", "tokenizer.model"} <= names
 
 
 def test_parts_that_do_not_fit_are_refused(originals, run, tmp_path, other_parts):
@@ -173,10 +219,37 @@ def test_encode_takes_original_files_and_converts_them_once(originals, run, cach
     before = snapshot(cache)
     code, again, err = run("encode", recording, *given)
     assert code == 0 and again == units and err == [] and snapshot(cache) == before
-    code, _, err = run("encode", recording, "--encoder", tiny_parts["encoder"], *given[2:], "--layer", 1)
-    assert code == 0 and len(err) == 1  # another layer, another codebook
     os.utime(originals["encoder"])
     assert run("encode", recording, *given)[2] == []
+
+
+def test_a_codebook_keeps_the_layer_of_its_name_in_a_model_of_another(originals, run, tmp_path, tiny_model):
+    named = Path(shutil.copy(originals["codebook"], tmp_path / f"b_L{TINY_LAYER - 1}.bin"))
+    assert find_model(tiny_model).load_encoder("cpu").layer == TINY_LAYER
+    assert find_model(tiny_model, codebook=named).load_encoder("cpu").layer == TINY_LAYER - 1
+
+
+def test_a_layer_against_the_name_is_refused(originals, run, tmp_path, tiny_parts, recording):
+    expected = f"its name says layer {TINY_LAYER}, --layer 1"
+    parts = ("--encoder", tiny_parts["encoder"], "--codebook", originals["codebook"], "--layer", 1)
+    for arguments in (
+        ("encode", recording, *parts),
+        ("transcribe", recording, "--model", tiny_parts["llm"], *parts),
+        ("convert", originals["encoder"], originals["codebook"], "--layer", 1, "--out", tmp_path / "out"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2 and expected in err[-1]
+
+
+def test_an_unnamed_codebook_may_be_given_its_layer_where_a_model_listens(
+    originals, run, tmp_path, tiny_parts, recording
+):
+    unnamed = shutil.copy(originals["codebook"], tmp_path / "km.bin")
+    asked = ("transcribe", recording, "--model", tiny_parts["llm"], "--encoder", tiny_parts["encoder"])
+    code, _, err = run(*asked, "--codebook", unnamed)
+    assert code == 2 and "give --layer" in err[-1]
+    code, lines, _ = run(*asked, "--codebook", unnamed, "--layer", TINY_LAYER)
+    assert code == 0 and lines == run(*asked, "--codebook", tiny_parts["codebook"])[1]
 
 
 def test_decode_takes_a_generator(originals, run, tmp_path):
@@ -196,6 +269,63 @@ def test_an_original_in_the_wrong_place_is_named(originals, run, cache, recordin
     code, _, err = run("encode", recording, *wrong)
     assert code == 2 and "a file for --vocoder; expected one for --encoder" in err[-1]
     assert not list((cache / "converted").iterdir())
+
+
+@pytest.mark.parametrize(
+    "contents, expected",
+    [
+        (b"\x04\x22\x4d\x18" + bytes(20), "joblib compressed with lz4; save it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs pointer"),
+        (b"<html>not found</html>", "the download went wrong"),
+    ],
+)
+def test_what_loaders_are_given_is_described_as_by_convert(
+    contents, expected, run, tmp_path, tiny_parts, recording
+):
+    path = tmp_path / "km_L2.bin"
+    path.write_bytes(contents)
+    for command in (
+        ("encode", recording, "--encoder", path, "--codebook", tiny_parts["codebook"]),
+        ("encode", recording, "--encoder", tiny_parts["encoder"], "--codebook", path),
+        ("decode", "<sosp><1><eosp>", "--out", tmp_path / "x.wav", "--vocoder", path),
+        ("convert", path, "--out", tmp_path / "out"),
+    ):
+        code, _, err = run(*command)
+        assert code == 2 and expected in err[-1], command
+
+
+def test_folders_of_other_models_are_no_language_models(originals, run, tmp_path, tiny_parts):
+    (tmp_path / "hubert").mkdir()
+    (tmp_path / "hubert" / "config.json").write_text('{"model_type": "hubert"}')
+    for folder, expected in (
+        (originals["vocoder"].parent, "the config.json of a CodeHiFiGAN; give the files"),
+        (tmp_path / "hubert", "a model of type 'hubert'"),
+        (tmp_path, "a folder; give the files"),
+    ):
+        code, _, err = run("convert", folder, "--out", tmp_path / "out")
+        assert code == 2 and expected in err[0]
+
+
+def test_a_vocoder_config_alone_is_refused(originals, run, tmp_path):
+    config = originals["vocoder"].parent / "config.json"
+    code, _, err = run("decode", "<sosp><1><eosp>", "--out", tmp_path / "x.wav", "--vocoder-config", config)
+    assert code == 2 and "give it too, --vocoder" in err[0]
+
+
+def test_converted_parts_in_the_cache_can_be_read_by_others(originals, cache, tiny_parts):
+    ready_encoder(originals["encoder"])
+    (folder,) = (cache / "converted").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o644}
+
+
+def test_a_cache_that_cannot_be_written_stops_no_hash_and_no_conversion(
+    originals, run, tmp_path, monkeypatch
+):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setattr("speechgpt.originals.HASH_CHECKED", 10)
+    assert len(source_hash(originals["encoder"])) == 64
+    assert run("convert", *originals.values(), "--out", tmp_path / "out")[0] == 0
 
 
 def test_hashes_of_large_files_are_remembered(tmp_path, cache, monkeypatch):

@@ -101,6 +101,7 @@ def change(tree, **changes):
 @pytest.mark.parametrize(
     "changes, expected",
     [
+        ({"_name": "wav2vec"}, "cfg: model: _name is 'wav2vec'; expected 'hubert'"),
         ({"layer_type": "conformer"}, "cfg: model: layer_type is 'conformer'; only 'transformer'"),
         ({"pos_conv_depth": 5}, "pos_conv_depth is 5"),
         ({"activation_fn": "swish"}, "activation_fn is 'swish'; expected one of gelu"),
@@ -168,3 +169,17 @@ def test_one_storage_under_many_names_is_not_copied_for_each(tmp_path, offset):
     torch.save({"model": weights, "cfg": {"model": {}, "task": {}}}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt: model: its tensors would take .* bytes, the file has"):
         convert_hubert(read_inert(tmp_path / "x.pt"), str(tmp_path / "x.pt"))
+
+
+def test_args_and_cfg_of_one_file_must_agree(tmp_path):
+    """Ours would follow the one and fairseq the other."""
+    save_fairseq(tmp_path / "x.pt", make_encoder(GROUP))
+    tree = read_inert(tmp_path / "x.pt")
+    tree["args"] = (
+        tree["cfg"]["model"] | tree["cfg"]["task"] | {"arch": "hubert", "task": "hubert_pretraining"}
+    )
+    convert_hubert(tree, "x.pt")
+    with pytest.raises(ValueError, match="args and cfg describe different networks"):
+        convert_hubert(tree | {"args": tree["args"] | {"layer_norm_first": True}}, "x.pt")
+    with pytest.raises(ValueError, match="args: arch is 'wav2vec'; expected 'hubert'"):
+        convert_hubert(tree | {"args": tree["args"] | {"arch": "wav2vec"}}, "x.pt")

@@ -43,11 +43,13 @@ def test_a_codebook_knows_encoder_layer_and_source(tmp_path):
     loaded = Codebook.load(tmp_path / "codebook.safetensors")
     assert loaded.provenance == book.provenance and loaded.source == {"file": path.name}
     assert np.array_equal(loaded.centroids.numpy(), centroids.astype(np.float32))
-    assert convert_kmeans(tree, path, encoder, 3).provenance.layer == 3
+    assert convert_kmeans(tree, tmp_path / "km.bin", encoder, 3).provenance.layer == 3
+    with pytest.raises(ValueError, match="its name says layer 2, --layer 3"):
+        convert_kmeans(tree, path, encoder, 3)
     with pytest.raises(ValueError, match="give --layer"):
         convert_kmeans(tree, tmp_path / "km.bin", encoder, None)
     with pytest.raises(ValueError, match="layer 9: this encoder has layers 1 to 3"):
-        convert_kmeans(tree, path, encoder, 9)
+        convert_kmeans(tree, tmp_path / "km.bin", encoder, 9)
 
 
 @pytest.mark.parametrize("found", [None, "x", np.zeros(3, np.float32), np.zeros((2, 0), np.float32)])
