@@ -18,8 +18,8 @@ from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
 from speechgpt.llama_config import checked_config
 from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter
 from speechgpt.model import DTYPES, whole_folder
+from speechgpt.units.weight_files import read_tensors
 from speechgpt.vocabulary import VOCABULARY_FILE, Vocabulary, holds_vocabulary
-from speechgpt.weight_files import read_tensors
 
 SHARD_BYTES = 1 << 30
 PROVENANCE_FILE = "conversion.json"

@@ -17,7 +17,7 @@ import torch
 from speechgpt.data.checkpoint_fields import describe
 from speechgpt.data.files import read_json
 from speechgpt.data.hub import ADAPTER, LLAMA, is_hub_name, model_folder
-from speechgpt.weight_files import read_tensors
+from speechgpt.units.weight_files import read_tensors
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -2,15 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from speechgpt.data.files import read_json
+from speechgpt.units.weight_files import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +56,7 @@ def read_configs(path: Path) -> tuple["HubertConfig", dict]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of model.safetensors or else pytorch_model.bin, float32, under today's names."""
-    weights = {name: value for name, value in _read_tensors(path).items() if isinstance(value, Tensor)}
+    weights = _read_tensors(path)
     if any(name.startswith("hubert.") for name in weights):  # saved with a head on top
         weights = {k.removeprefix("hubert."): v for k, v in weights.items() if k.startswith("hubert.")}
     for old, new in WEIGHT_NORM_NAMES.items():
@@ -68,21 +65,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {name: value.float() for name, value in weights.items() if name not in LEFT_OVER}
 
 
-def _read_tensors(path: Path) -> dict:
-    if (file := path / WEIGHTS_FILE).exists():
-        try:
-            return load_file(str(file))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file}: cannot be read as safetensors ({error})") from error
-    if (file := path / OLD_WEIGHTS_FILE).exists():
-        try:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-        except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            reason = str(error).split("\n")[0]
-            raise ValueError(f"{file}: cannot be read as tensors alone ({reason})") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{file}: holds a {type(found).__name__}, expected tensors by name")
-        return found
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE):
+        if (path / name).exists():
+            return read_tensors(path / name)
     other = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
     raise FileNotFoundError(f"{path}: holds no {WEIGHTS_FILE} or {OLD_WEIGHTS_FILE}; found {other}")
 

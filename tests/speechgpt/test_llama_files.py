@@ -13,7 +13,7 @@ from speechgpt.llama_files import LEFT_OVER, convert_llama, is_llama
 from speechgpt.lora_files import Lora, base_of
 from speechgpt.model import load_llama, load_trained
 from speechgpt.model_dir import load_generator
-from speechgpt.weight_files import read_tensors
+from speechgpt.units.weight_files import read_tensors
 
 
 def weights_of(folder) -> dict[str, torch.Tensor]:

@@ -129,7 +129,7 @@ def test_broken_folders_say_what_is_wrong(tmp_path):
         Encoder.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+    with pytest.raises(ValueError, match="cannot be read as .safetensors weights"):
         Encoder.load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(
