@@ -359,5 +359,5 @@ def test_json_nested_too_deep_is_one_line(run, tmp_path):
     (tmp_path / "deep.json").write_text('{"a":' * 100_000)
     code, _, err = run("convert", tmp_path / "deep.json", "--out", tmp_path / "out")
     assert code == 2 and len(err) == 1 and "deep.json: JSON nested too deep" in err[0]
-    with pytest.raises(ValueError, match="deep.json:1: JSON nested too deep"):
+    with pytest.raises(ValueError, match="deep.json:1: not valid JSON .nested too deep"):
         next(read_jsonl(tmp_path / "deep.json"))
