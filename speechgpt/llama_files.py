@@ -4,7 +4,6 @@ Reads `pytorch_model.bin`, its shards, and safetensors. Weights keep their dtype
 About two output shards (of 1 GB) are in memory, besides pages of mapped inputs that the system may drop.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
 from speechgpt.llama_config import checked_config
 from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter
 from speechgpt.model import DTYPES, whole_folder
+from speechgpt.units.settings import file_hash
 from speechgpt.units.weight_files import read_tensors
 from speechgpt.vocabulary import VOCABULARY_FILE, Vocabulary, holds_vocabulary
 
@@ -265,6 +265,4 @@ def _provenance(source: Source, adapter: Lora | None, tensors: int, part: Path) 
 
 
 def _described(path: Path) -> dict:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)}

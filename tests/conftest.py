@@ -61,7 +61,11 @@ def tiny_codebook(encoder, size: int = TINY_UNITS, layer: int = TINY_LAYER, seed
     return Codebook(features[rows], provenance)
 
 
-def tiny_vocoder(size: int = TINY_UNITS, codebook: dict | None = None):
+OF_25_HZ = {"upsample_rates": [8, 5, 4, 4], "upsample_kernels": [16, 11, 8, 8]}  # of tiny_vocoder
+
+
+def tiny_vocoder(size: int = TINY_UNITS, codebook: dict | None = None, **changes):
+    """`changes`: settings of its own, such as `**OF_25_HZ`."""
     import torch
 
     from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
@@ -75,6 +79,7 @@ def tiny_vocoder(size: int = TINY_UNITS, codebook: dict | None = None):
         resblock_dilations=[[1, 3]],
         duration_width=8,
         codebook=codebook or {},
+        **changes,
     )
     return UnitVocoder(config).eval()
 

@@ -383,37 +383,33 @@ def test_expanded_tensors_and_missing_storages_are_refused(tmp_path):
     assert "storage 0 is not in the file" in refused(tmp_path / "y", out.getvalue())
 
 
+def survives_mutations(path: Path, whole: bytes, seed: int, changes: int, **limits) -> None:
+    """300 files of `whole` with `changes` bytes drawn anew: each is read, or refused by its name."""
+    generator = np.random.default_rng(seed)
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in generator.integers(0, len(whole), changes):
+            broken[place] = generator.integers(256)
+        path.write_bytes(broken)
+        try:
+            read_inert(path, **limits)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ")
+
+
 @pytest.mark.parametrize("options", [{}, LEGACY])
 def test_truncated_and_mutated_files_end_in_clear_errors(tree, tmp_path, options):
     torch.save(tree, tmp_path / "x.pt", **options)
     whole = (tmp_path / "x.pt").read_bytes()
     for cut in range(1, len(whole), max(1, len(whole) // 60)):
         refused(tmp_path / "y", whole[:cut])
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        broken = bytearray(whole)
-        for place in generator.integers(0, len(whole), 4):
-            broken[place] = generator.integers(256)
-        (tmp_path / "y").write_bytes(broken)
-        try:
-            read_inert(tmp_path / "y")
-        except ValueError as error:
-            assert str(error).startswith(f"{tmp_path / 'y'}: ")
+    survives_mutations(tmp_path / "y", whole, seed=0, changes=4)
 
 
 def test_mutated_joblib_files_end_in_clear_errors(tmp_path):
     joblib.dump({"a": np.arange(40.0), "b": ["x", (1, 2)]}, tmp_path / "x")
     whole = (tmp_path / "x").read_bytes()
-    generator = np.random.default_rng(1)
-    for _ in range(300):
-        broken = bytearray(whole)
-        for place in generator.integers(0, len(whole), 2):
-            broken[place] = generator.integers(256)
-        (tmp_path / "y").write_bytes(broken)
-        try:
-            read_inert(tmp_path / "y", max_bytes=1 << 24)
-        except ValueError as error:
-            assert str(error).startswith(f"{tmp_path / 'y'}: ")
+    survives_mutations(tmp_path / "y", whole, seed=1, changes=2, max_bytes=1 << 24)
 
 
 def test_other_zips_and_missing_files(tmp_path):

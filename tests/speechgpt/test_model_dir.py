@@ -16,6 +16,8 @@ from speechgpt.model_dir import MODEL_FILE, ModelConfig, find_model
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.encoder import Encoder
 
+from ..conftest import OF_25_HZ, tiny_vocoder
+
 PRESETS = Path(model_dir.__file__).parent / "presets"
 
 
@@ -203,21 +205,9 @@ def test_others_may_read_a_model(tiny_model):
 
 def test_a_vocoder_of_another_frame_rate_is_refused(tiny_model, tmp_path):
     """50 frames a second from the encoder, 25 into the vocoder: speech of twice the length, and no error."""
-    from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    slow = VocoderConfig(
-        num_units=12,
-        embedding_dim=8,
-        initial_channels=32,
-        upsample_rates=[8, 5, 4, 4],
-        upsample_kernels=[16, 11, 8, 8],
-        resblock_kernels=[3],
-        resblock_dilations=[[1, 3]],
-        duration_width=8,
-    )
     shutil.rmtree(folder / "vocoder")
-    UnitVocoder(slow).save(folder / "vocoder")
+    tiny_vocoder(**OF_25_HZ).save(folder / "vocoder")
     with pytest.raises(ValueError, match="speaks 25 frames a second, .*encoder makes 50; train .* 320"):
         find_model(folder).load_synthesizer("cpu")

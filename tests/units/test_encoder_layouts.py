@@ -14,6 +14,7 @@ from speechgpt.units.codebook import Codebook, CodebookConfig, fit_codebook
 from speechgpt.units.encode import UnitEncoder, encode_manifest
 from speechgpt.units.encoder import Encoder
 
+from ..conftest import OF_25_HZ, tiny_vocoder
 from .conftest import TINY, noise
 
 EXTRA_STRIDE = {
@@ -106,22 +107,11 @@ def test_layer_k_and_frame_rate_come_from_the_files(name, tmp_path):
 
 
 def test_units_of_25_hz_become_speech_of_the_same_length(tmp_path):
-    from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
     from speechgpt.vocoder.synthesize import Synthesizer
 
     write_folder(tmp_path, *MODELS["a base of 25 Hz"])
     encoder = Encoder.load(tmp_path, "cpu")
-    config = VocoderConfig(
-        num_units=9,
-        embedding_dim=8,
-        initial_channels=32,
-        upsample_rates=[8, 5, 4, 4],
-        upsample_kernels=[16, 11, 8, 8],
-        resblock_kernels=[3],
-        resblock_dilations=[[1, 3]],
-        duration_width=8,
-    )
-    synthesizer = Synthesizer(UnitVocoder(config))
+    synthesizer = Synthesizer(tiny_vocoder(9, **OF_25_HZ))
     assert synthesizer.sample_rate / synthesizer.hop == encoder.sample_rate / encoder.hop == 25
     frames = np.arange(int(encoder.frames(48_000))) % 9
     (sound,) = synthesizer.synthesize([frames], [np.ones(len(frames), int)])
