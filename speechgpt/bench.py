@@ -16,8 +16,8 @@ from speechgpt.devices import choose_device
 if TYPE_CHECKING:
     from speechgpt.units.machine import Machine
 
-# Each module has `parts` (name -> function of machine and quick that yields Measurements) and may have `growth`
-# (the same, yielding Growth).
+# Each module has `parts` (name -> function of machine and quick that yields Measurements) and may have
+# `growth` (the same, yielding Growth).
 AREAS = ("speechgpt.vocoder.benchmark",)
 
 
@@ -102,7 +102,8 @@ def table(found: Sequence[Measurement]) -> str:
         share = "" if m.limit_share is None else f"{m.limit_share:.0%}"
         ratio = "" if m.ratio is None else f"{m.ratio:.2f}"
         lines.append(
-            f"| {m.part} | {m.unit} | {_digits(m.baseline)} | {_digits(m.ours)} | {ratio} | {share} | {m.note} |"
+            f"| {m.part} | {m.unit} | {_digits(m.baseline)} | {_digits(m.ours)} | {ratio} | {share} "
+            f"| {m.note} |"
         )
     return "\n".join(lines)
 

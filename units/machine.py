@@ -76,7 +76,7 @@ def seconds_of(function: Callable[[], object], machine: Machine, repeats: int = 
 def alternate(
     functions: Sequence[Callable[[], object]], machine: Machine, repeats: int = 5, warmup: int = 1
 ) -> list[float]:
-    """Median wall seconds of each function, called in turns, so that a drift of the machine meets them all."""
+    """Median wall seconds of each function, called in turns, so that a drift of the machine hits all."""
     for function in functions:
         for _ in range(warmup):
             function()
