@@ -13,8 +13,8 @@ from speechgpt.packed_attention import NAME, documents_as_batch, takes_flash
 def learn_from_packs(model: torch.nn.Module, compiled: bool = False) -> None:
     """Lets a LLaMA, or an adapter on one, take the batches of `speechgpt.packs.collate_pack`, in place.
 
-    Plain batches give plain logits as before. `compiled`: each decoder layer through torch.compile; the layers
-    are alike, so that one is compiled for all. Weights, their names and what is saved stay as they are.
+    Plain batches give plain logits as before. `compiled`: each decoder layer through torch.compile; they are
+    alike, so that one is compiled for all. Weights, their names and what is saved stay as they are.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.set_attn_implementation(NAME)
@@ -37,7 +37,7 @@ def _forward(
     num_items_in_batch: torch.Tensor | int | None = None,
     **kwargs,
 ) -> CausalLMOutputWithPast:
-    """The loss of a pack: summed over its supervised tokens, divided by `num_items_in_batch` (or their number).
+    """The loss of a pack: the sum over its supervised tokens by `num_items_in_batch`, or by their number.
 
     Of a pack no logits are returned. A batch without `bounds` goes to LlamaForCausalLM.forward.
     """

@@ -1,8 +1,8 @@
 """Packs: rows laid end to end in sequences of one fixed length, each row a document of its own.
 
-A row's positions start at 0 and its tokens see no other row's (`speechgpt.packed_attention`), so a pack trains
-what its rows padded to a batch would, and almost no token of it is padding. All packs are equally long: one
-shape to compile, one amount of memory.
+A row's positions start at 0 and its tokens see no other row's (`speechgpt.packed_attention`), so a pack
+trains what its rows padded to a batch would, and almost no token of it is padding. All packs are equally
+long: one shape to compile, one amount of memory.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ def cut_rows(rows: TokenRows, length: int) -> TokenRows:
 class PackedBatches(Sampler):
     """Lists of row numbers that fill packs of `tokens` tokens; a longer row is a pack of its own.
 
-    The rows are packed once, in an order drawn from the seed. In each epoch the packs come in another order, and
-    rows of the same length change places, drawn from (seed, epoch) alone: every epoch has the same number of
-    packs, and a resumed run sees what a straight one would. Each of `world` processes gets every world-th pack;
-    some are dealt twice if they do not come out even.
+    The rows are packed once, in an order drawn from the seed. In each epoch the packs come in another order,
+    and rows of the same length change places, drawn from (seed, epoch) alone: every epoch has the same number
+    of packs, and a resumed run sees what a straight one would. Each of `world` processes gets every world-th
+    pack; some are dealt twice if they do not come out even.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class PackedBatches(Sampler):
 
 def fill_packs(lengths: np.ndarray, order: np.ndarray, room: int, window: int = WINDOW) -> list[np.ndarray]:
     """Row numbers a pack: rows as they come in `order` while they fit, then the longest that still fit of the
-    next `window` rows. Packs are therefore random samples of the rows, and all but the last are nearly full."""
+    next `window` rows. Packs are thus random samples of the rows, and all but the last are nearly full."""
     ordered = np.asarray(lengths)[order]  # rows
     sizes = ordered.tolist()
     taken = np.zeros(len(order), dtype=bool)
@@ -111,10 +111,10 @@ def collate_pack(
 ) -> dict[str, torch.Tensor | int]:
     """Rows (ids, mask, kind) to one pack of L tokens: `tokens`, or more if a row is longer.
 
-    input_ids, labels and position_ids are (1, L) int64. `bounds` (documents + 1,) int32 says where each document
-    begins, and the end; padding is a document too (or several, none longer than the longest row). `predictors`
-    (M,) int64 are the places before the supervised tokens, `targets` (M,) int64 these tokens (or IGNORED, where
-    M was rounded up). `longest` is handed on: no document may be longer.
+    input_ids, labels and position_ids are (1, L) int64. `bounds` (documents + 1,) int32 says where each
+    document begins, and the end; padding is a document too (or several, none longer than the longest row).
+    `predictors` (M,) int64 are the places before the supervised tokens, `targets` (M,) int64 these tokens (or
+    IGNORED, where M was rounded up). `longest` is handed on: no document may be longer.
     """
     lengths = [len(ids) for ids, _, _ in rows]
     total = -(-max(tokens, sum(lengths)) // PAD_MULTIPLE) * PAD_MULTIPLE

@@ -145,20 +145,8 @@ def _key(config: StageConfig, vocabulary: Vocabulary, *files: list[Path]) -> str
         speechgpt.packs,
     )
     code = [Path(module.__file__) for module in modules]
-    settings = {
-        name: getattr(config, name)
-        for name in (
-            "stage",
-            "max_length",
-            "packed",
-            "prefix",
-            "mix",
-            "repeat",
-            "dev_rows",
-            "max_bad",
-            "seed",
-        )
-    }
+    names = "stage max_length packed prefix mix repeat dev_rows max_bad seed".split()
+    settings = {name: getattr(config, name) for name in names}
     parts = {
         "files": [[fingerprint(path) for path in group] for group in files],
         "code": [fingerprint(path) for path in (*code, Path(__file__))],

@@ -1,5 +1,5 @@
-"""The transformers Trainer with what the stages need besides: packs or batches of like length, a schedule that can
-follow the clock, a stop before an update that is not finite, exact dev loss, and whole checkpoints.
+"""The transformers Trainer with what the stages need besides: packs, or batches of like length, a schedule
+that can follow the clock, a stop before an update that is not finite, exact dev loss, and whole checkpoints.
 """
 
 import math
