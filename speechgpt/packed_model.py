@@ -50,9 +50,7 @@ def _forward(
         documents |= dict(zip(("places", "home"), documents_as_batch(bounds), strict=True))
     elif self.learns_compiled:
         torch._dynamo.maybe_mark_dynamic(bounds, 0)  # or each number of documents would be compiled
-    more = {
-        name: value for name, value in kwargs.items() if value is not None
-    }  # peft hands on what is not set
+    more = {name: value for name, value in kwargs.items() if value is not None}  # peft names them all
     found = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **documents, **more)
     hidden = found.last_hidden_state[0].index_select(0, predictors)  # M D
     total = linear_cross_entropy(hidden, self.lm_head.weight, targets, self.learns_compiled)
