@@ -6,21 +6,26 @@ computed twice.
 """
 
 import torch
+import torch.nn.functional as F
 
 from speechgpt.batches import IGNORED
 
 CHUNK = 2048  # places
+ALIGNED = 64  # rows: with 33,006 in a table, the tensor cores' fast products want it filled up to 33,024
 
 
-def softmax_errors(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits (M, V) and targets (M,) int64 to the losses' sum, float32, and d sum / d logits (M, V)."""
-    scores = logits.float()  # M V
+def softmax_errors(
+    logits: torch.Tensor, targets: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits (M, W), of which the first `size` count, and targets (M,) int64 to the losses' sum, float32, and
+    d sum / d logits (M, W)."""
+    columns = torch.arange(logits.shape[1], device=logits.device)  # W
+    scores = torch.where(columns < size, logits.float(), float("-inf"))  # M W
     counted = targets != IGNORED  # M
     chosen = torch.where(counted, targets, 0)[:, None]  # M 1
     total = scores.logsumexp(dim=1, keepdim=True)  # M 1
     losses = (total - scores.gather(1, chosen))[:, 0]  # M
-    is_target = torch.arange(scores.shape[1], device=scores.device) == chosen  # M V
-    errors = ((scores - total).exp() - is_target.float()) * counted[:, None]
+    errors = ((scores - total).exp() - (columns == chosen).float()) * counted[:, None]  # M W
     return (losses * counted).sum(), errors.to(logits.dtype)
 
 
@@ -32,17 +37,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, compiled: bool):
         errors_of = compiled_softmax_errors if compiled else softmax_errors
         learns_hidden, learns_weight = ctx.needs_input_grad[:2]
+        size = len(weight)
+        weight = F.pad(weight, (0, 0, 0, -size % ALIGNED))  # W D
         loss = torch.zeros((), device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if learns_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if learns_weight else None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            chunk_loss, errors = errors_of(hidden[part] @ weight.T, targets[part])
+            chunk_loss, errors = errors_of(hidden[part] @ weight.T, targets[part], size)
             loss += chunk_loss
             if learns_hidden:
                 torch.mm(errors, weight, out=hidden_grad[part])
             if learns_weight:
                 weight_grad += errors.T @ hidden[part]
+        if learns_weight:
+            weight_grad = weight_grad[:size]
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
