@@ -1,15 +1,15 @@
 """Answer tokens a second in training: packs beside the released way, on rows of the published lengths.
 
 The released way: 16 rows a batch as they come, cut at 512 tokens, padded to the longest, the logits of every
-place, layer by layer without compilation, weights updated after as many rows. Both ways have the same model of
-random weights, bfloat16 products (7B: weights too; 1B: float32 weights under autocast), fused AdamW and
+place, layer by layer without compilation, weights updated after as many rows. Both ways have the same model
+of random weights, bfloat16 products (7B: weights too; 1B: float32 weights under autocast), fused AdamW and
 clipping, and learn the rows of units and markers beside an adapter. Whole rows are packed, none is cut; what
 counts is the supervised tokens that a way trains on.
 
 The limit is the time that the useful floating-point operations take at the machine's measured matrix rate:
 6 N T for N weights of the layers' matrices and T tokens (4 N T where they are frozen: no gradient of their
-own), 6 V D M for a head of V rows of D on M supervised places, and 3 x 2 D l^2 a layer for each row of l tokens
-(causal attention, forward and backward). Padding, recomputation and the embedding count nothing.
+own), 6 V D M for a head of V rows of D on M supervised places, and 3 x 2 D l^2 a layer for each row of l
+tokens (causal attention, forward and backward). Padding, recomputation and the embedding count nothing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from speechgpt.batches import collate
-from speechgpt.data.measurement import Growth, Measurement
+from speechgpt.data.measurement import Measurement
 from speechgpt.packed_model import learn_from_packs
 from speechgpt.packs import collate_pack, fill_packs
 from speechgpt.training_rows import PIECES, VOCABULARY, training_rows
@@ -47,7 +47,7 @@ class Job:
     key_value_heads: int
     intermediate: int
     lora: bool
-    rows: int  # an update
+    packs: int  # an update
     tokens: int  # a pack
     released_checkpointing: bool  # whether the padded way must recompute activations to fit
     checkpointing: bool = False
@@ -64,11 +64,11 @@ class Job:
 
 
 JOBS = {
-    "1B full": Job(2048, 22, 32, 4, 5632, False, rows=192, tokens=16_384, released_checkpointing=False),
-    "7B LoRA": Job(4096, 32, 32, 32, 11_008, True, rows=64, tokens=8192, released_checkpointing=True),
-    "mini": Job(256, 8, 4, 4, 704, False, rows=128, tokens=8192, released_checkpointing=False, dropout=0.1),
+    "1B full": Job(2048, 22, 32, 4, 5632, False, packs=4, tokens=16_384, released_checkpointing=False),
+    "7B LoRA": Job(4096, 32, 32, 32, 11_008, True, packs=3, tokens=8192, released_checkpointing=True),
+    "mini": Job(256, 8, 4, 4, 704, False, packs=4, tokens=8192, released_checkpointing=False, dropout=0.1),
 }
-TOY = {"hidden": 32, "layers": 2, "intermediate": 48, "heads": 4, "key_value_heads": 2, "rows": 6,
+TOY = {"hidden": 32, "layers": 2, "intermediate": 48, "heads": 4, "key_value_heads": 2, "packs": 2,
        "tokens": 1024, "compiled": False, "repeats": 1}  # fmt: skip
 
 
@@ -116,11 +116,14 @@ def released_batches(rows: Rows) -> list[dict[str, torch.Tensor]]:
     return batches
 
 
-def packs_of(job: Job, rows: Rows) -> list[dict[str, torch.Tensor | int]]:
-    lengths = np.array([len(ids) for ids, _, _ in rows])
-    packs = fill_packs(lengths, np.arange(len(rows)), job.tokens)
+def packed_rows(job: Job) -> tuple[Rows, list[dict[str, torch.Tensor | int]]]:
+    """Rows that fill the packs of an update, and these packs."""
+    drawn = training_rows(job.packs * job.tokens // 100 + 50, job.speech)
+    lengths = np.array([len(ids) for ids, _, _ in drawn])
+    chosen = fill_packs(lengths, np.arange(len(drawn)), job.tokens)[: job.packs]
     longest = int(lengths.max())
-    return [collate_pack([rows[i] for i in pack], PAD, job.tokens, longest) for pack in packs]
+    packs = [collate_pack([drawn[i] for i in pack], PAD, job.tokens, longest) for pack in chosen]
+    return [drawn[i] for i in sorted(np.concatenate(chosen))], packs
 
 
 class Trainee:
@@ -169,7 +172,7 @@ def _peak(machine: Machine) -> str:
 def measure(name: str, job: Job, machine: Machine, quick: bool, released: bool = True) -> Measurement:
     """One job, both ways; `released=False` leaves the released way out."""
     job = replace(job, **TOY) if quick else job
-    rows = training_rows(job.rows, job.speech)
+    rows, packs = packed_rows(job)
     trainee = Trainee(make_model(job, machine.device), machine.device)
     baseline, notes = None, []
     if released:
@@ -184,7 +187,6 @@ def measure(name: str, job: Job, machine: Machine, quick: bool, released: bool =
         machine.forget()
     if machine.kind == "cuda":
         torch.cuda.reset_peak_memory_stats(machine.device)
-    packs = packs_of(job, rows)
     _checkpoint(trainee.model, job.checkpointing)
     learn_from_packs(trainee.model, job.compiled)
     seconds = seconds_of(partial(trainee.update, packs), machine, job.repeats, warmup=1)
@@ -194,7 +196,7 @@ def measure(name: str, job: Job, machine: Machine, quick: bool, released: bool =
     flops = useful_flops(job, rows)
     dtype = torch.bfloat16 if machine.kind == "cuda" else torch.float32
     rate = machine.matrix_flops(dtype)
-    notes.append(f"{flops / seconds / 1e12:.3g} TFLOP/s useful, {job.rows} rows an update")
+    notes.append(f"{flops / seconds / 1e12:.3g} TFLOP/s useful, {len(rows)} rows an update")
     return Measurement(
         f"training, {name}, {job.speech} lengths", "answer token/s", baseline, supervised / seconds,
         limit=supervised * rate / flops, note="; ".join(notes),
@@ -208,66 +210,10 @@ def _part(name: str, **changes) -> Callable[[Machine, bool], Iterator[Measuremen
     return part
 
 
-def grow(machine: Machine, quick: bool) -> Iterator[Growth]:
-    """Forward and backward of one pack of the 1B model, by tokens a pack and by tokens a row."""
-    job = replace(JOBS["1B full"], compiled=False)
-    job = replace(job, **TOY) if quick else job
-    sizes = [256, 512] if quick else [2048, 4096, 8192, 16_384]
-    trainee = Trainee(make_model(job, machine.device), machine.device)
-    learn_from_packs(trainee.model)
-    for tokens in sizes:
-        usual = replace(job, tokens=tokens, rows=max(2, tokens // 250))
-        rows = [row for row in training_rows(usual.rows * 2) if len(row[0]) <= tokens // 2]
-        yield _growth(
-            "training, 1B, a pack", "tokens a pack", tokens, trainee, packs_of(usual, rows)[0], machine
-        )
-    most = sizes[-1]
-    for length in sizes:
-        ids = np.random.default_rng(0).integers(3, VOCABULARY, length)
-        rows = [(ids, np.arange(length) >= length // 2, 0)] * (most // length)
-        pack = collate_pack(rows, PAD, most, length)
-        yield _growth(
-            f"training, 1B, a pack of {most} tokens", "tokens a row", length, trainee, pack, machine
-        )
-
-
-def _growth(part: str, axis: str, size: int, trainee: Trainee, pack: dict, machine: Machine) -> Growth:
-    def learn() -> None:
-        trainee.learn(pack, 1000)
-        trainee.optimizer.zero_grad()
-
-    seconds = seconds_of(learn, machine, repeats=2, warmup=1)
-    return Growth(part, axis, size, seconds, _step_bytes(trainee, learn, machine))
-
-
-def _step_bytes(trainee: Trainee, learn: Callable[[], None], machine: Machine) -> float:
-    """Peak bytes of a step over the weights: on CUDA as allocated, else what is saved for the backward pass."""
-    if machine.kind == "cuda":
-        machine.synchronize()
-        torch.cuda.reset_peak_memory_stats(machine.device)
-        before = torch.cuda.memory_allocated(machine.device)
-        learn()
-        machine.synchronize()
-        return torch.cuda.max_memory_allocated(machine.device) - before
-    own = {p.untyped_storage().data_ptr() for p in trainee.model.parameters()}
-    saved: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        learn()
-    return float(sum(saved.values()))
-
-
 parts = {
     "training, 1B full": _part("1B full"),
     "training, 7B LoRA": _part("7B LoRA"),
 }
-growth = {"training, growth": grow}
 
 
 def main(argv: list[str]) -> int:
@@ -276,7 +222,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--job", choices=JOBS, default="1B full")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tokens", type=int, help="of a pack")
-    parser.add_argument("--rows", type=int, help="of an update")
+    parser.add_argument("--packs", type=int, help="of an update")
     parser.add_argument("--speech", choices=["published", "librispeech"], default="published")
     parser.add_argument("--eager", action="store_true", help="layers not compiled")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in packs too")
@@ -286,14 +232,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from speechgpt.devices import choose_device
 
-    changes = {name: getattr(args, name) for name in ("tokens", "rows") if getattr(args, name)}
-    job = replace(
-        JOBS[args.job],
-        compiled=not args.eager,
-        checkpointing=args.checkpointing,
-        speech=args.speech,
-        **changes,
-    )
+    changes = {name: getattr(args, name) for name in ("tokens", "packs") if getattr(args, name)}
+    changes |= {"compiled": not args.eager, "checkpointing": args.checkpointing, "speech": args.speech}
+    job = replace(JOBS[args.job], **changes)
     machine = Machine(choose_device(args.device), args.quick)
     found = measure(args.job, job, machine, args.quick, not args.no_released)
     print(found.to_dict())
@@ -311,7 +252,7 @@ def profile(job: Job, machine: Machine, quick: bool) -> None:
     trainee = Trainee(make_model(job, machine.device), machine.device)
     _checkpoint(trainee.model, job.checkpointing)
     learn_from_packs(trainee.model, job.compiled)
-    packs = packs_of(job, training_rows(job.rows, job.speech))
+    _, packs = packed_rows(job)
     trainee.update(packs)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if machine.kind == "cuda" else [])
     with torch.profiler.profile(activities=kinds) as seen:

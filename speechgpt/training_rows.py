@@ -1,10 +1,10 @@
-"""Made-up rows with the lengths of the published stage 2 (SpeechInstruct, cross-modal): random ids, true sizes.
+"""Made-up rows with the lengths of the published stage 2 (SpeechInstruct, cross-modal): random ids.
 
-The published set has about 9 million unit-text pairs of GigaSpeech, Common Voice and LibriSpeech. What is known
-of these: 10,000 h in 8.3 M, 2,400 h in 1.7 M and 960 h in 0.28 M utterances, so 4.3, 5.1 and 12.3 s on average.
+The published set has about 9 million unit-text pairs of GigaSpeech, Common Voice and LibriSpeech. Known of
+these: 10,000 h in 8.3 M, 2,400 h in 1.7 M and 960 h in 0.28 M utterances, so 4.3, 5.1 and 12.3 s on average.
 Assumed: log-normal lengths for the first two (sigma 0.6 and 0.4), and LibriSpeech's two humps (a third evenly
-from 1.5 to 12 s, the rest about 15 s, a few up to 35 s). Speech has 33 deduplicated units and 3.6 text tokens a
-second; the prefix and the descriptions have their true words, at 1.3 tokens a word.
+from 1.5 to 12 s, the rest about 15 s, a few up to 35 s). Speech has 33 deduplicated units and 3.6 text tokens
+a second; the prefix and the descriptions have their true words, at 1.3 tokens a word.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def drawn_seconds(speech: str, count: int, rng: np.random.Generator) -> np.ndarr
 def training_rows(
     count: int, speech: str = "published", seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray, int]]:
-    """Rows (ids (L,) int64, loss mask (L,) bool, 0): half recognition, half synthesis, the answer supervised."""
+    """Rows (ids (L,) int64, loss mask (L,) bool, 0): recognition or synthesis, the answer supervised."""
     rng = np.random.default_rng([seed, 7])
     described = [
         [TOKENS_PER_WORD * len(line.split()) for line in read_descriptions(TASKS / f"{task}.txt")]
