@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt import linear_cross_entropy as head
 from speechgpt.batches import IGNORED, TokenRows, collate
-from speechgpt.packed_attention import documents_as_batch
+from speechgpt.packed_attention import documents_as_batch, packed_attention
 from speechgpt.packed_model import learn_from_packs
 from speechgpt.packs import PackedBatches, collate_pack, cut_rows, fill_packs
 
@@ -222,8 +222,9 @@ def test_attention_dropout_drops_within_packs_too():
     assert model(**pack).loss == model(**pack).loss
 
 
-def test_layers_that_are_compiled_have_the_same_loss(monkeypatch):
-    """The tracing alone, without a compiler of machine code."""
+@pytest.mark.parametrize("adapted", [False, True])
+def test_layers_that_are_compiled_have_the_same_loss(monkeypatch, adapted):
+    """The tracing alone, without a compiler of machine code; a layer is one graph, with an adapter too."""
     monkeypatch.setattr(
         torch.nn.Module,
         "compile",
@@ -231,13 +232,84 @@ def test_layers_that_are_compiled_have_the_same_loss(monkeypatch):
     )
     monkeypatch.setattr(head, "compiled_softmax_errors", head.softmax_errors)
     packs = [collate_pack(drawn_rows(n), PAD, tokens=64, longest=30) for n in ([7, 19, 12], [30, 9, 9, 9])]
-    model = small_llama()
+    model = with_adapter(small_llama()) if adapted else small_llama()
     learn_from_packs(model)
     expected = [loss_and_gradients(model, pack) for pack in packs]
-    compiled = small_llama()
+    compiled = with_adapter(small_llama()) if adapted else small_llama()
     learn_from_packs(compiled, compiled=True)
     for pack, (loss, gradients) in zip(packs, expected, strict=True):
         found, others = loss_and_gradients(compiled, pack)
         assert found == pytest.approx(loss, rel=1e-6)
         for name, gradient in gradients.items():
             assert (others[name] - gradient).abs().max() < 1e-6 * max(1.0, float(gradient.abs().max())), name
+
+
+def test_half_precision_products_keep_the_loss():
+    """Under autocast, as on a GPU: float32 weights, and a bfloat16 base with its adapter."""
+    rows = drawn_rows([7, 19, 12, 26])
+    pack = collate_pack(rows, PAD, tokens=64, longest=26)
+    for model in (small_llama(), with_adapter(small_llama().to(torch.bfloat16))):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, wanted = loss_and_gradients(model, collate(rows, PAD))
+            learn_from_packs(model)
+            found, gradients = loss_and_gradients(model, pack)
+        assert found == pytest.approx(expected, rel=0.01)
+        for name, gradient in wanted.items():
+            assert gradients[name].dtype == gradient.dtype
+            assert (gradients[name] - gradient).abs().max() < 0.1 * gradient.abs().max(), name
+
+
+# On a GPU
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def attended(flash: bool, dropout: float = 0.0) -> list[torch.Tensor]:
+    """Mixed values (1, L, H, E) and the gradients of queries, keys and values, from the same draws."""
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    shapes = [(1, heads, 512, 64) for heads in (8, 2, 2)]
+    inputs = [torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
+    bounds = torch.tensor([0, 100, 101, 300, 512], dtype=torch.int32, device="cuda")
+    where = {} if flash else dict(zip(("places", "home"), documents_as_batch(bounds), strict=True))
+    mixed, _ = packed_attention(
+        module, *inputs, None, dropout=dropout, scaling=0.125, bounds=bounds, longest=256, **where
+    )
+    weights = torch.randn(mixed.shape, device="cuda")
+    return [mixed, *torch.autograd.grad((mixed.float() * weights).sum(), inputs)]
+
+
+@cuda
+def test_flash_attention_of_documents_is_that_of_a_padded_batch():
+    for found, expected in zip(attended(True), attended(False), strict=True):
+        error = (found.float() - expected.float()).abs().max()
+        assert error < 0.02 * expected.float().abs().max()
+
+
+@cuda
+def test_flash_attention_drops_as_asked():
+    kept, dropped = attended(True)[0].float(), attended(True, dropout=0.3)[0].float()
+    assert (dropped - kept).abs().mean() > 0.05 * kept.abs().mean()
+    assert (dropped.mean() - kept.mean()).abs() < 0.05, "what is kept is scaled up"
+
+
+@cuda
+def test_a_compiled_model_learns_on_a_gpu_what_an_eager_one_does_from_padded_batches():
+    rows = drawn_rows([70, 190, 120, 30, 260, 33])
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    results = []
+    for packed in (False, True):
+        torch.manual_seed(0)
+        config = LlamaConfig(**small_llama().config.to_dict() | sizes | {"max_position_embeddings": 512})
+        model = LlamaForCausalLM(config).cuda()
+        batch = collate(rows, PAD)
+        if packed:
+            learn_from_packs(model, compiled=True)
+            batch = collate_pack(rows, PAD, tokens=768, longest=260)
+        batch = {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
+        with torch.autocast("cuda", torch.bfloat16):
+            results.append(loss_and_gradients(model, batch))
+    (expected, wanted), (found, gradients) = results
+    assert found == pytest.approx(expected, rel=0.01)
+    for name, gradient in wanted.items():
+        assert (gradients[name] - gradient).norm() < 0.05 * gradient.norm(), name

@@ -20,11 +20,16 @@ world, write_stage, command, weights = (
 )
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.0}
+SHARDED = {
+    "fsdp": True,
+    "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer", "activation_checkpointing": True},
+}
 RUNS = {
     "1": (1, "units.jsonl", {"max_length": 16}),
     "2": (2, "instruct.jsonl", {"batch_tokens": 48}),
     "3": (3, "chain.jsonl", {"lora": LORA, "max_length": 128}),
     "2 packed": (2, "instruct.jsonl", {"batch_tokens": 48, "packed": True, "unit_noise": 0.2}),
+    "2 sharded": (2, "instruct.jsonl", {"batch_tokens": 48, "packed": True, "trainer": SHARDED}),
     "3 packed": (3, "chain.jsonl", {"lora": LORA, "max_length": 128, "batch_tokens": 96, "packed": True}),
 }
 DRIVER = """
@@ -56,8 +61,11 @@ def test_two_processes_train_what_one_does(world, tmp_path):
     for run, (stage, data, settings) in RUNS.items():
         for name, accumulated in (("one", 2), ("two", 1)):
             trainer = {"gradient_accumulation_steps": accumulated, "max_steps": 4, "save_steps": 2}
+            trainer |= settings.get("trainer", {})
             trainer["per_device_train_batch_size"] = 2  # all steps fall into the first epoch
-            config = write_stage(tmp_path / f"{run}{name}.yaml", stage=stage, trainer=trainer, **settings)
+            config = write_stage(
+                tmp_path / f"{run}{name}.yaml", **settings | {"stage": stage, "trainer": trainer}
+            )
             argv = command(world, config, tmp_path / f"out{run}{name}", data)
             if name == "one":
                 assert main(argv) == 0
