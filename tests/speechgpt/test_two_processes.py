@@ -29,7 +29,7 @@ RUNS = {
     "2": (2, "instruct.jsonl", {"batch_tokens": 48}),
     "3": (3, "chain.jsonl", {"lora": LORA, "max_length": 128}),
     "2 packed": (2, "instruct.jsonl", {"batch_tokens": 48, "packed": True, "unit_noise": 0.2}),
-    "2 sharded": (2, "instruct.jsonl", {"batch_tokens": 48, "packed": True, "trainer": SHARDED}),
+    "2 sharded": (2, "instruct.jsonl", {"batch_tokens": 48, "packed": True}),
     "3 packed": (3, "chain.jsonl", {"lora": LORA, "max_length": 128, "batch_tokens": 96, "packed": True}),
 }
 DRIVER = """
@@ -61,7 +61,7 @@ def test_two_processes_train_what_one_does(world, tmp_path):
     for run, (stage, data, settings) in RUNS.items():
         for name, accumulated in (("one", 2), ("two", 1)):
             trainer = {"gradient_accumulation_steps": accumulated, "max_steps": 4, "save_steps": 2}
-            trainer |= settings.get("trainer", {})
+            trainer |= SHARDED if run == "2 sharded" else {}
             trainer["per_device_train_batch_size"] = 2  # all steps fall into the first epoch
             config = write_stage(
                 tmp_path / f"{run}{name}.yaml", **settings | {"stage": stage, "trainer": trainer}
