@@ -244,6 +244,40 @@ def test_layers_that_are_compiled_have_the_same_loss(monkeypatch, adapted):
             assert (others[name] - gradient).abs().max() < 1e-6 * max(1.0, float(gradient.abs().max())), name
 
 
+def varlen_by_mask(q, k, v, bounds, _, longest, longest_key, *, scale, window_size):
+    """What the flash kernels compute, for a CPU: (L, H, E), (L, G, E) to (L, H, E)."""
+    assert window_size == (-1, 0) and longest == longest_key == 128
+    places = torch.arange(len(q))
+    document = torch.bucketize(places, bounds[1:], right=True)  # L
+    allowed = (document[:, None] == document) & (places[:, None] >= places)  # L L
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, allowed, scale=scale, enable_gqa=True)
+    return mixed[0].transpose(0, 1)
+
+
+def test_layers_are_compiled_once_for_packs_of_any_number_of_documents(monkeypatch):
+    """The path of the flash kernels, with another kernel in their place."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    monkeypatch.setattr("speechgpt.packed_model.takes_flash", lambda *_: True)
+    monkeypatch.setattr("speechgpt.packed_attention.varlen_attn", varlen_by_mask)
+    monkeypatch.setattr(head, "compiled_softmax_errors", head.softmax_errors)
+    counter = CompileCounterWithBackend("aot_eager")
+    traced = partialmethod(torch.nn.Module.compile, backend=counter, fullgraph=True)
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    torch._dynamo.reset()
+    model, plain = small_llama(), small_llama()
+    learn_from_packs(model, compiled=True)
+    for lengths in ([7, 19, 12], [30, 9, 9, 9], [5] * 12, [50, 2]):
+        rows = drawn_rows(lengths)
+        found, gradients = loss_and_gradients(model, collate_pack(rows, PAD, tokens=64, longest=60))
+        expected, wanted = loss_and_gradients(plain, collate(rows, PAD))
+        assert found == pytest.approx(expected, rel=1e-6)
+        for name, gradient in wanted.items():
+            assert (gradients[name] - gradient).abs().max() < 1e-6 * max(1.0, float(gradient.abs().max()))
+    assert counter.frame_count == 1, "one layer, once"
+
+
 def test_half_precision_products_keep_the_loss():
     """Under autocast, as on a GPU: float32 weights, and a bfloat16 base with its adapter."""
     rows = drawn_rows([7, 19, 12, 26])
