@@ -47,9 +47,11 @@ class Machine:
             torch.cuda.empty_cache()
 
     def _matrix_flops(self, dtype: torch.dtype = torch.float32) -> float:
-        """FLOP/s of a large product of random matrices; on CUDA float32 without TF32. On a CPU the same product
-        as a convolution too, and the faster counts: MKL, which has the plain one, may be slow on other makers'
-        processors."""
+        """FLOP/s of a large product of random matrices; on CUDA float32 without TF32.
+
+        On a CPU the same product as a convolution too, and the faster counts: the plain one is MKL's, which
+        may be slow on other makers' processors.
+        """
         size = 256 if self._quick else MATRIX[self.kind]
         left, right = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
