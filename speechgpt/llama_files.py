@@ -100,7 +100,8 @@ def read_llama(
 ) -> tuple[dict, dict[str, torch.Tensor]]:
     """(config.json, checked against the weights; every tensor, mapped from its file), an adapter merged.
 
-    What the adapter changes has `dtype`, the rest what it is stored in: no sum is rounded twice. Raises ValueError or FileNotFoundError for whatever does not fit.
+    What the adapter changes has `dtype`, the rest what it is stored in: no sum is rounded twice.
+    Raises ValueError or FileNotFoundError for whatever does not fit.
     """
     source = _source([Path(folder)], Path(lora) if lora else None)
     adapter = Lora.read(source.adapter) if source.adapter else None
