@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # Each module has `parts` (name -> function of machine and quick that yields Measurements) and may have
 # `growth` (the same, yielding Growth).
 AREAS = (
+    "speechgpt.units.benchmark",
     "speechgpt.vocoder.benchmark",
+    "speechgpt.decoding_benchmark",
     "speechgpt.training_benchmark",
     "speechgpt.training_growth",
 )
