@@ -9,9 +9,7 @@ from torch.nn import functional
 INT8_MOST = 127.0
 # oneDNN's product takes half the time of MKL's on AVX-512 machines that are not Intel's, and does GELU on the
 # way; torch uses it for compiled models only.
-_ONEDNN = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+_ONEDNN = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
 
 
 class PackedLinear:
