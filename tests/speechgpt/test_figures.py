@@ -14,11 +14,12 @@ from speechgpt.answers import Turn
 from speechgpt.babble import LOUDEST, VOICES, add_babble, babble, loudest
 from speechgpt.cli import main
 from speechgpt.data.files import write_jsonl
+from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.qa_file import QuestionAnswer
 from speechgpt.data.questions import UNKNOWN_ANSWER
 from speechgpt.data.rows import Utterance, write_manifest
 from speechgpt.figures import FIGURES, read_figures
-from speechgpt.held_out import FigureSettings, HeldOut, NotMeasuredError, wrong_first
+from speechgpt.held_out import FigureSettings, HeldOut, wrong_first
 from speechgpt.judge import Pocketsphinx, SelfJudge
 from speechgpt.measures import accuracy, bootstrap, measure, median
 from speechgpt.question_figures import kind_of
