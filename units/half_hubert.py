@@ -125,21 +125,19 @@ class HalfHubert:
     def _convolve(self, waveform: Tensor, packing: Packing, place: "_Place") -> Tensor:
         """Samples (slots * hop + taps,) to (slots, C), but for the last frames of the last row's slots."""
         first, grouped = self.first, self.config.feat_extract_norm == "group"
-        stride, channels = first.conv.stride[0], self.taps.shape[1]
+        stride = first.conv.stride[0]
+        gelu = first.activation is functional.gelu
         if grouped:
             scale, shift = self._first_norm(waveform, packing, place)  # B C
-            owner = place.row_of_slot
+            owner, bias, eps = place.row_of_slot, None, None
         else:
-            scale = torch.ones(1, channels, device=waveform.device)
-            shift = torch.zeros_like(scale) if first.conv.bias is None else first.conv.bias[None].float()
-            owner = torch.zeros_like(place.row_of_slot)
-        gelu = grouped and first.activation is functional.gelu
+            weight, shift, eps = _norm_of(first.layer_norm)
+            scale, shift, owner = weight[None], shift[None], torch.zeros_like(place.row_of_slot)
+            bias = None if first.conv.bias is None else first.conv.bias.detach().float()
         hidden = self.kernels.first.first_convolution(
-            waveform, self.taps, scale, shift, owner, stride, gelu, self.dtype
+            waveform, self.taps, scale, shift, owner, stride, gelu, self.dtype, bias, eps
         )  # slots * hop / stride, C
-        if not grouped:
-            hidden = self._normed(hidden, _norm_of(first.layer_norm))
-        elif not gelu:
+        if not gelu:
             hidden = first.activation(hidden)
         for convolution in self.rest:
             gelu = convolution.norm is None and first.activation is functional.gelu

@@ -15,14 +15,21 @@ def first_convolution(
     stride: int,
     gelu: bool,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    eps: float | None = None,
 ) -> Tensor:
     """Samples (slots * hop + taps,) float32 to (slots * hop / stride, C) in `dtype`.
 
-    weight (taps, C), scale and shift (B, C) float32, of the row that a slot belongs to (slots,) int64.
+    weight (taps, C), scale and shift (B, C) float32, of the row that a slot belongs to (slots,) int64. With
+    `eps` what was convolved, with its bias (C,), first goes through a layer norm over the channels.
     """
     taps, slots = len(weight), len(row_of_slot)
     windows = (len(waveform) - taps) // stride
-    hidden = (waveform.as_strided((windows, taps), (stride, 1)) @ weight).unflatten(0, (slots, -1))
+    hidden = waveform.as_strided((windows, taps), (stride, 1)) @ weight
+    if eps is not None:
+        hidden = hidden if bias is None else hidden + bias
+        hidden = functional.layer_norm(hidden, hidden.shape[1:], eps=eps)
+    hidden = hidden.unflatten(0, (slots, -1))
     hidden = hidden * scale[row_of_slot][:, None] + shift[row_of_slot][:, None]  # slots M C
     return (functional.gelu(hidden) if gelu else hidden).flatten(0, 1).to(dtype)
 

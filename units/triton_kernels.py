@@ -24,12 +24,16 @@ def _first_convolution(
     scale,
     shift,
     row_of_slot,
+    bias,
     out,
     channels,
+    eps,
     stride: tl.constexpr,
     taps: tl.constexpr,
     per_slot: tl.constexpr,
     gelu: tl.constexpr,
+    has_bias: tl.constexpr,
+    has_norm: tl.constexpr,
     block_m: tl.constexpr,
     block_c: tl.constexpr,
 ):
@@ -44,6 +48,11 @@ def _first_convolution(
         x = tl.load(waveform + m * stride + tap)
         w = tl.load(weight + tap * channels + c, mask=inside, other=0.0)
         total += x[:, None] * w[None, :]
+    if has_norm:  # then one program has all channels
+        if has_bias:
+            total += tl.load(bias + c, mask=inside, other=0.0)[None, :]
+        total = tl.where(inside[None, :], total - (tl.sum(total, 1) / channels)[:, None], 0.0)
+        total *= tl.rsqrt(tl.sum(total * total, 1) / channels + eps)[:, None]
     a = tl.load(scale + row * channels + c, mask=inside, other=0.0)
     b = tl.load(shift + row * channels + c, mask=inside, other=0.0)
     total = total * a[None, :] + b[None, :]
@@ -62,13 +71,16 @@ def first_convolution(
     stride: int,
     gelu: bool,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    eps: float | None = None,
 ) -> Tensor:
     (taps, channels), slots = weight.shape, len(row_of_slot)
     windows = (len(waveform) - taps) // stride
     per_slot = windows // slots
     out = torch.empty(windows, channels, dtype=dtype, device=waveform.device)
-    block_m = min(32, per_slot & -per_slot)  # a power of 2 that divides a slot, so that no block has two rows
-    block_c = 128
+    block_c = 128 if eps is None else triton.next_power_of_2(channels)
+    # A power of 2 that divides a slot, so that no block has two rows.
+    block_m = min(32 if block_c <= 128 else 8, per_slot & -per_slot)
     grid = (windows // block_m, triton.cdiv(channels, block_c))
     _first_convolution[grid](
         waveform,
@@ -76,12 +88,16 @@ def first_convolution(
         scale,
         shift,
         row_of_slot,
+        waveform if bias is None else bias,
         out,
         channels,
+        eps or 0.0,
         stride,
         taps,
         per_slot,
         gelu,
+        bias is not None,
+        eps is not None,
         block_m,
         block_c,
         num_warps=4,
