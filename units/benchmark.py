@@ -6,12 +6,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import speechgpt
 from speechgpt.data.audio import read_audio
 from speechgpt.data.measurement import Measurement, NotMeasuredError
 from speechgpt.data.rows import read_manifest
@@ -22,10 +22,10 @@ from speechgpt.units.extraction import BATCH_SECONDS
 from speechgpt.units.growth import extraction_growth
 from speechgpt.units.half_hubert import HalfHubert, Kernels
 from speechgpt.units.machine import Machine, alternate, seconds_of
-from speechgpt.units.made_up_encoder import SMALL, base_encoder, fitted
+from speechgpt.units.made_up_encoder import base_encoder, fairseq_pair, fitted
 from speechgpt.units.made_up_speech import speech, write_corpus
 
-MINI = Path(speechgpt.__file__).parent / "models" / "mini"
+MINI = Path(str(files("speechgpt"))) / "models" / "mini"
 AUDIO = "SPEECHGPT_BENCH_AUDIO"  # a folder of recordings for the agreement on mini's encoder
 FAST = {"cpu": "int8", "cuda": HALF}  # the precision whose units are compared with float32's
 X = "x real time"
@@ -144,33 +144,6 @@ def _cpu_speed(machine: Machine, quick: bool) -> Iterator[Measurement]:
         yield Measurement(f"{part}, {how}", X, slow, speed, limit if how == "float32" else None, note=note)
 
 
-def fairseq_pair(quick: bool) -> tuple:
-    """(a random HuBERT base of fairseq's, behind `FairseqHubert`; our encoder with its weights)."""
-    from speechgpt.units.fairseq_backend import FairseqHubert, import_fairseq, quiet
-    from speechgpt.units.fairseq_hubert import renamed_arrays
-
-    import_fairseq()
-    with quiet():
-        from fairseq.data.dictionary import Dictionary
-        from fairseq.models.hubert.hubert import HubertConfig, HubertModel
-        from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
-
-        torch.manual_seed(0)
-        config = HubertConfig(label_rate=50)
-        if quick:
-            config.encoder_layers, config.encoder_embed_dim, config.encoder_ffn_embed_dim = 3, 64, 128
-            config.encoder_attention_heads, config.conv_pos_groups, config.final_dim = 4, 4, 32
-            config.conv_feature_layers = "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2"
-        model = HubertModel(config, HubertPretrainingConfig(data="", labels=["km"]), [Dictionary()]).eval()
-    architecture = SMALL | {"num_hidden_layers": 3} if quick else {}
-    encoder = Encoder.create(architecture, False, 0).eval()
-    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    own = encoder.model.state_dict().keys()
-    weights = {n: torch.from_numpy(a) for n, a in renamed_arrays(arrays).items() if n in own}
-    encoder.model.load_state_dict(weights)
-    return FairseqHubert(model, False, encoder.sample_rate), encoder
-
-
 def _fairseq_or_none(quick: bool):
     try:
         return fairseq_pair(quick)[0]
@@ -199,7 +172,7 @@ def precision_agreement(machine: Machine, quick: bool) -> Iterator[Measurement]:
             "random base",
             random,
             waveforms,
-            f"made-up speech, codebook of {fit_seconds} s of its own features",
+            f"made-up speech; k-means of {fit_seconds} s of its own features",
         ),
     ):
         exact = units.encode(given)
@@ -232,8 +205,8 @@ def files_speed(machine: Machine, quick: bool) -> Iterator[Measurement]:
     units = UnitEncoder(encoder, codebook, layer, how)
     theirs = encoder if cuda else _fairseq_or_none(quick)
     with tempfile.TemporaryDirectory() as folder:
-        files, rows = (4, 6) if quick else (200, 4000) if cuda else (8, 8)
-        manifest, seconds = write_corpus(Path(folder), files, rows)
+        count, rows = (4, 6) if quick else (200, 4000) if cuda else (8, 8)
+        manifest, seconds = write_corpus(Path(folder), count, rows)
         few = read_manifest(manifest)[: 2 if quick or not cuda else 16]
 
         def one_at_a_time() -> None:

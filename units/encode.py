@@ -15,7 +15,7 @@ from speechgpt.data.files import write_json, write_jsonl
 from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
-from speechgpt.units.encoder import HALF, Encoder, choose_device
+from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
 from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows, length_batches
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
 from speechgpt.units.settings import file_hash, text_hash
@@ -52,13 +52,20 @@ class UnitEncoder:
         dtype: torch.dtype | None = None,
         precision: str = "float32",
     ) -> "UnitEncoder":
-        """dtype: of the encoder's weights. precision: of inference; auto is half on a GPU, else float32."""
+        """dtype: of the encoder's weights. precision: of inference, as `use` takes it."""
         device = choose_device(device)
-        if precision == "auto":
-            precision = HALF if device.type == "cuda" else "float32"
-        elif device.type == "cpu" and precision in ("float16", "bfloat16"):
+        if device.type == "cpu" and precision in ("float16", "bfloat16"):
             dtype, precision = getattr(torch, precision), "float32"  # there is no faster way for it there
-        return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer, precision)
+        return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer).use(precision)
+
+    def use(self, precision: str) -> "UnitEncoder":
+        """From now on computes in `precision`; auto is half on a GPU, else float32."""
+        where = self.encoder.device.type
+        if precision == "auto":
+            precision = HALF if where == "cuda" else "float32"
+        check_precision(precision, where)
+        self.precision = precision
+        return self
 
     @property
     def frame_rate(self) -> float:

@@ -57,6 +57,12 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device(device)
 
 
+def check_precision(precision: str, where: str) -> None:
+    """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
+    if precision not in PRECISIONS[where]:
+        raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
+
+
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
     """cuDNN rounds float32 convolutions to TF32 unless told not to, which changes units."""
@@ -326,7 +332,7 @@ class Encoder(nn.Module):
         """
         self.check_layer(layer)
         self._check_lengths(waveforms)
-        plan = self._plan(layer, precision)
+        plan = self.plan_for(layer, precision)
         if plan is not None:
             return plan([np.asarray(w, np.float32) for w in waveforms])
         batch, lengths = self.pad(waveforms)  # B T, B
@@ -336,13 +342,10 @@ class Encoder(nn.Module):
         frames = [int(self.frames(len(w))) for w in waveforms]
         return torch.cat([row[:n] for row, n in zip(hidden, frames, strict=True)]), frames
 
-    def _plan(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
+    def plan_for(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
         """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does."""
         where = self.device.type
-        if precision not in PRECISIONS[where]:
-            raise ValueError(
-                f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}"
-            )
+        check_precision(precision, where)
         if precision == "float32" and (where == "cuda" or self.training or self.dtype != torch.float32):
             return None
         key = layer, precision, tuple((id(p), p._version) for p in self.parameters())

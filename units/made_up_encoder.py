@@ -40,3 +40,30 @@ def base_encoder(machine: Machine, quick: bool) -> tuple[Encoder, int]:
     encoder._fingerprint = encoder.compute_fingerprint()  # once, as of an encoder that is loaded
     encoder = encoder.to(machine.device)
     return encoder, 2 if quick else PUBLISHED_LAYER
+
+
+def fairseq_pair(quick: bool) -> tuple:
+    """(a random HuBERT base of fairseq's, behind `FairseqHubert`; our encoder with its weights)."""
+    from speechgpt.units.fairseq_backend import FairseqHubert, import_fairseq, quiet
+    from speechgpt.units.fairseq_hubert import renamed_arrays
+
+    import_fairseq()
+    with quiet():
+        from fairseq.data.dictionary import Dictionary
+        from fairseq.models.hubert.hubert import HubertConfig, HubertModel
+        from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
+
+        torch.manual_seed(0)
+        config = HubertConfig(label_rate=50)
+        if quick:
+            config.encoder_layers, config.encoder_embed_dim, config.encoder_ffn_embed_dim = 3, 64, 128
+            config.encoder_attention_heads, config.conv_pos_groups, config.final_dim = 4, 4, 32
+            config.conv_feature_layers = "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2"
+        model = HubertModel(config, HubertPretrainingConfig(data="", labels=["km"]), [Dictionary()]).eval()
+    architecture = SMALL | {"num_hidden_layers": 3} if quick else {}
+    encoder = Encoder.create(architecture, False, 0).eval()
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    own = encoder.model.state_dict().keys()
+    weights = {n: torch.from_numpy(a) for n, a in renamed_arrays(arrays).items() if n in own}
+    encoder.model.load_state_dict(weights)
+    return FairseqHubert(model, False, encoder.sample_rate), encoder

@@ -93,7 +93,7 @@ def compare(units: UnitEncoder, waveforms: list[np.ndarray], rolls: int) -> tupl
 
 def padded(units: UnitEncoder) -> UnitEncoder:
     """Encodes in padded batches under masks, as training does and a GPU in float32."""
-    units.encoder._plan = lambda *_: None
+    units.encoder.plan_for = lambda *_: None
     return units
 
 

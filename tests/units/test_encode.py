@@ -241,3 +241,11 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[2] < 1.1 * peaks[1] + 24 * 2700, peaks
+
+
+def test_precisions_are_those_of_the_device(units):
+    assert units.use("auto").computed_in == "float32" and units.use("int8").computed_in == "int8"
+    exact, small = units.use("float32").encode([noise(9000)])[0], units.use("int8").encode([noise(9000)])[0]
+    assert (exact == small).mean() > 0.8
+    with pytest.raises(ValueError, match="precision float16 on cpu: expected one of float32, int8"):
+        units.use("float16")

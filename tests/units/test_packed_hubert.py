@@ -100,11 +100,11 @@ def test_both_convolutions_are_one():
 def test_a_plan_follows_the_weights_and_is_made_once():
     encoder = make_encoder(GROUP)
     (before,) = encoder.features([noise(2000)], 2)
-    plan = encoder._plan(2, "float32")
-    assert encoder._plan(2, "float32") is plan
+    plan = encoder.plan_for(2, "float32")
+    assert encoder.plan_for(2, "float32") is plan
     with torch.no_grad():
         encoder.model.encoder.layers[0].feed_forward.output_dense.bias[0] += 1
-    assert encoder._plan(2, "float32") is not plan
+    assert encoder.plan_for(2, "float32") is not plan
     (after,) = encoder.features([noise(2000)], 2)
     assert (before - after).abs().max() > 1e-3
     torch.testing.assert_close(after, expected(encoder, [noise(2000)], 2), atol=1e-5, rtol=0)
@@ -112,8 +112,8 @@ def test_a_plan_follows_the_weights_and_is_made_once():
 
 def test_an_encoder_in_training_runs_as_it_trains(monkeypatch):
     encoder = make_encoder(GROUP).train()
-    assert encoder._plan(2, "float32") is None
-    assert encoder.half().eval()._plan(2, "float32") is None
+    assert encoder.plan_for(2, "float32") is None
+    assert encoder.half().eval().plan_for(2, "float32") is None
     with pytest.raises(ValueError, match="precision float16 on cpu: expected one of float32, int8"):
         make_encoder(GROUP).frames_of([noise(2000)], 2, "float16")
     assert set(module.PRECISIONS) == {"cpu", "cuda"}
