@@ -205,7 +205,7 @@ def files_speed(machine: Machine, quick: bool) -> Iterator[Measurement]:
     units = UnitEncoder(encoder, codebook, layer, how)
     theirs = encoder if cuda else _fairseq_or_none(quick)
     with tempfile.TemporaryDirectory() as folder:
-        count, rows = (4, 6) if quick else (200, 4000) if cuda else (8, 8)
+        count, rows = (4, 6) if quick else (64, 4000) if cuda else (8, 8)
         manifest, seconds = write_corpus(Path(folder), count, rows)
         few = read_manifest(manifest)[: 2 if quick or not cuda else 16]
 

@@ -194,6 +194,10 @@ class Encoder(nn.Module):
         """sha256 over the float32 weights and the settings that change features, for any layer."""
         return self._fingerprint or self.compute_fingerprint()
 
+    def _apply(self, *given, **more) -> "Encoder":
+        self._planned = (None, None)  # weights move and are rounded without a new version
+        return super()._apply(*given, **more)
+
     def train(self, mode: bool = True) -> "Encoder":
         if mode:
             self._fingerprint = ""  # the weights are about to change
@@ -348,7 +352,7 @@ class Encoder(nn.Module):
         check_precision(precision, where)
         if precision == "float32" and (where == "cuda" or self.training or self.dtype != torch.float32):
             return None
-        key = layer, precision, tuple((id(p), p._version) for p in self.parameters())
+        key = layer, precision, tuple((p.data_ptr(), p._version) for p in self.parameters())
         if self._planned[0] != key:
             if precision in ("float32", "int8"):
                 from speechgpt.units.packed_hubert import PackedHubert

@@ -56,7 +56,7 @@ def extraction_growth(machine: Machine, quick: bool) -> Iterator[Growth]:
     encoder, layer = base_encoder(machine, quick or not cuda)
     codebook = fitted(encoder, layer, speech(30), 16)
     units = UnitEncoder(encoder, codebook, layer, HALF if cuda else "float32")
-    counts = (4, 8) if quick else (300, 1000, 3000, 9000) if cuda else (75, 150, 300, 600)
+    counts = (4, 8) if quick else (300, 1000, 3000) if cuda else (75, 150, 300, 600)
     with tempfile.TemporaryDirectory() as folder:
         for number, rows in enumerate((counts[0], *counts)):
             manifest, seconds = write_corpus(Path(folder), min(40, counts[0]), rows)

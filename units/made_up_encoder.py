@@ -22,7 +22,7 @@ SMALL = {  # same plan, toy widths
 
 def fitted(encoder: Encoder, layer: int, waveforms: Sequence[np.ndarray], k: int) -> Codebook:
     """k-means of the encoder's own float32 features of the waveforms."""
-    sample = torch.cat(encoder.features(waveforms, layer))
+    sample = torch.cat([encoder.features([waveform], layer)[0] for waveform in waveforms])
     generator = torch.Generator().manual_seed(0)
     centroids = sample[torch.randperm(len(sample), generator=generator)[:k].to(sample.device)].clone()
     provenance = Provenance(encoder.fingerprint, layer, encoder.sample_rate, encoder.hop, encoder.normalize)

@@ -1,5 +1,6 @@
 """Sound with the lengths of LibriSpeech and something of the variety of speech, for measurements."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,13 @@ def write_corpus(folder: Path, files: int, rows: int, seed: int = 0) -> tuple[Pa
     import soundfile
 
     speech, seconds = MadeUpSpeech(seed), lengths_of_speech(files, seed)
-    for number, length in enumerate(seconds):
-        waveform = speech.waveform(length, seed + number)
-        soundfile.write(folder / f"{number}.flac", waveform, RATE, subtype="PCM_16")
+
+    def write(number: int) -> None:
+        if not (path := folder / f"{number}.flac").exists():
+            soundfile.write(path, speech.waveform(seconds[number], seed + number), RATE, subtype="PCM_16")
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, range(files)))
     exact = [int(length * RATE) / RATE for length in seconds]
     chosen = np.arange(rows) % files
     utterances = (Utterance(f"row{n}", f"{i}.flac", exact[i]) for n, i in enumerate(chosen))
