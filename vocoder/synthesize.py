@@ -48,17 +48,23 @@ class Synthesizer:
         `durations` in frames, predicted when None; `duration_scale` above 1 slows predicted durations down.
         `speaker` is a name, a row of the table, or a speaker vector; None is the default voice.
         """
-        rows = [self._check(row, number) for number, row in enumerate(units)]
+        rows = [self.check(row, number) for number, row in enumerate(units)]
         if durations is None:
             durations = self.durations(rows, speaker, duration_scale)
         frames = [
             self._expand(u, d, number) for number, (u, d) in enumerate(zip(rows, durations, strict=True))
         ]
-        waveforms = [np.zeros(0, np.float32) for _ in rows]
+        return self.speak(frames, speaker)
+
+    def speak(
+        self, frames: Sequence[np.ndarray], speaker: "str | int | np.ndarray | None" = None
+    ) -> list[np.ndarray]:
+        """One waveform (N * hop,) float32 a row of frames (N,) int64, one unit a frame."""
+        waveforms = [np.zeros(0, np.float32) for _ in frames]
         for batch in _batches([len(f) for f in frames], BATCH_FRAMES):
             padded, mask = _pad([frames[i] for i in batch], self.vocoder.device)  # B N
             with torch.inference_mode():
-                sound = self.vocoder(padded, self._speaker(speaker, len(batch)), mask)  # B T
+                sound = self.vocoder(padded, self.speaker(speaker, len(batch)), mask)  # B T
             sound = sound.float().cpu().numpy()
             for row, i in enumerate(batch):
                 waveforms[i] = sound[row, : len(frames[i]) * self.hop].copy()
@@ -73,20 +79,20 @@ class Synthesizer:
         """Predicted frames of every unit: one (U,) int64 a row."""
         if not duration_scale > 0:
             raise ValueError(f"duration_scale is {duration_scale}, expected a number above 0")
-        rows = [self._check(row, number) for number, row in enumerate(units)]
+        rows = [self.check(row, number) for number, row in enumerate(units)]
         result = [np.zeros(0, np.int64) for _ in rows]
         for batch in _batches([len(r) for r in rows], BATCH_UNITS):
             padded, mask = _pad([rows[i] for i in batch], self.vocoder.device)  # B U
             with torch.inference_mode():
                 frames = self.vocoder.durations(
-                    padded, self._speaker(speaker, len(batch)), mask, duration_scale
+                    padded, self.speaker(speaker, len(batch)), mask, duration_scale
                 )
             frames = frames.cpu().numpy()
             for row, i in enumerate(batch):
                 result[i] = frames[row, : len(rows[i])].copy()
         return result
 
-    def _check(self, row: Sequence[int], number: int) -> np.ndarray:
+    def check(self, row: Sequence[int], number: int = 0) -> np.ndarray:
         """A row of units as (U,) int64. Raises ValueError naming the row and the codebook's size."""
         units = np.asarray(row, dtype=np.int64).reshape(-1)
         size = self.vocoder.config.num_units
@@ -107,7 +113,8 @@ class Synthesizer:
             raise ValueError(f"row {number}: a duration of {durations.min()} frames, expected at least 1")
         return np.repeat(units, durations)  # N
 
-    def _speaker(self, speaker: "str | int | np.ndarray | None", batch: int) -> Tensor | None:
+    def speaker(self, speaker: "str | int | np.ndarray | None", batch: int) -> Tensor | None:
+        """What the vocoder takes for a batch of one voice. Raises ValueError for an unknown one."""
         config, device = self.vocoder.config, self.vocoder.device
         if config.speaker_vector_dim:
             vector = torch.as_tensor(np.zeros(0) if speaker is None else speaker, dtype=torch.float32)
