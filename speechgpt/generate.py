@@ -148,7 +148,8 @@ class Generator:
         return answers
 
     def stream_turn(self, question: Question, out: str = "speech", history: History = ()) -> Iterator[Part]:
-        """The parts of an answer as they come: text word by word, then units one by one. Takes no beams."""
+        """The parts of an answer as they come: text word by word, then units one by one; it returns the whole
+        turn. Takes no beams."""
         kind = _kind(question, out)
         prompt = self.format.prompt_turn(question, history, self._longest_prompt(kind))
         ids: list[int] = []
@@ -170,6 +171,7 @@ class Generator:
                 if len(whole) > len(before) and whole.startswith(before):
                     sent[section] = whole
                     yield Part(section, whole[len(before) :])
+        return self.format.parse(ids)
 
     def generate_batch(
         self, prompts: Sequence[list[int]], kind: str, batch_size: int = 16
