@@ -5,8 +5,8 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,9 +25,8 @@ from speechgpt.units.encoder_files import (
     read_configs,
     read_weights,
 )
-
-if TYPE_CHECKING:  # loading it takes seconds, and whoever only reads a codebook needs none
-    from transformers import HubertConfig
+from speechgpt.units.hubert import Hubert
+from speechgpt.units.hubert_config import HubertConfig
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
 # What changes the features and cannot be read off the weights' shapes.
@@ -72,17 +71,14 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        config: "HubertConfig",
+        config: HubertConfig,
         normalize: bool = False,
         sample_rate: int = 16_000,
         provenance: dict | None = None,
     ) -> None:
-        from transformers import HubertModel
-
         super().__init__()
-        config._attn_implementation = "sdpa"
         self.config = config
-        self.model = HubertModel(config)
+        self.model = Hubert(config)
         self.normalize = normalize  # the waveform is brought to mean 0 and variance 1 over its whole length
         self.sample_rate = sample_rate  # Hz
         self.provenance = provenance or {}
@@ -94,9 +90,7 @@ class Encoder(nn.Module):
         cls, architecture: dict, normalize: bool, seed: int, provenance: dict | None = None
     ) -> "Encoder":
         """A new encoder with random weights; `architecture` holds fields of `HubertConfig`."""
-        from transformers import HubertConfig
-
-        known = HubertConfig().to_dict().keys()
+        known = HubertConfig.names()
         if unknown := architecture.keys() - known:
             raise ValueError(
                 f"unknown architecture setting {', '.join(sorted(unknown))}; "
@@ -131,7 +125,7 @@ class Encoder(nn.Module):
             weights = {k: v.to(dtype) for k, v in weights.items()}
         with atomic_path(path / WEIGHTS_FILE) as part:
             part.write_bytes(save(weights, metadata={"format": "pt"}))
-        write_json(path / CONFIG_FILE, json.loads(copy.config.to_json_string()))
+        write_json(path / CONFIG_FILE, copy.config.to_values())
         extra = {
             "format": ENCODER_FORMAT,
             "normalize": self.normalize,
@@ -146,7 +140,7 @@ class Encoder(nn.Module):
     def _derived(self, dtype: torch.dtype | None, layers: int) -> "Encoder":
         if not 1 <= layers <= self.num_layers:
             raise ValueError(f"layers {layers}: the encoder has layers 1 to {self.num_layers}")
-        config = type(self.config)(**{**self.config.to_dict(), "num_hidden_layers": layers})
+        config = replace(self.config, num_hidden_layers=layers)
         copy = Encoder(config, self.normalize, self.sample_rate, self.provenance)
         kept = copy.model.state_dict().keys()
         weights = {k: v.detach().cpu() for k, v in self.model.state_dict().items() if k in kept}
@@ -253,7 +247,7 @@ class Encoder(nn.Module):
         hidden = self.positioned(hidden)
         found = []
         for number, layer in enumerate(self.model.encoder.layers[: layers[-1]], 1):
-            output = layer(hidden, attention_mask=attention)
+            output = layer(hidden, attention)
             if self.training and self.config.layerdrop > 0:
                 # Chosen on the device: no wait for the host, and every rank keeps the same graph.
                 keep = torch.rand((), device=hidden.device) >= self.config.layerdrop

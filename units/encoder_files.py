@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from speechgpt.data.files import read_json
+from speechgpt.units.hubert import Hubert
+from speechgpt.units.hubert_config import HubertConfig
 from speechgpt.units.weight_files import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import HubertConfig, HubertModel
 
 ENCODER_FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE = "config.json", "model.safetensors", "encoder.json"
@@ -24,7 +25,7 @@ WEIGHT_NORM_NAMES = {  # how fairseq and older transformers name the positional 
 }
 
 
-def read_configs(path: Path) -> tuple["HubertConfig", dict]:
+def read_configs(path: Path) -> tuple[HubertConfig, dict]:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such encoder folder; `speechgpt pretrain` makes one")
     if not (path / CONFIG_FILE).exists():
@@ -49,9 +50,7 @@ def read_configs(path: Path) -> tuple["HubertConfig", dict]:
             "normalize": bool(values_of_hub.get("do_normalize", True)),
             "sample_rate": int(values_of_hub.get("sampling_rate", 16_000)),
         }
-    from transformers import HubertConfig
-
-    return HubertConfig(**values), extra
+    return HubertConfig.from_values(values), extra
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -73,7 +72,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     raise FileNotFoundError(f"{path}: holds no {WEIGHTS_FILE} or {OLD_WEIGHTS_FILE}; found {other}")
 
 
-def load_weights(model: "HubertModel", weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: Hubert, weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
     if issues := misfits(weights, expected, optional={"masked_spec_embed"}):
         raise ValueError(f"{path / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {issues}")
