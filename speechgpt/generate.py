@@ -169,7 +169,7 @@ class Generator:
         length = max(map(len, prompts))
         limit = self._new_tokens(length, kind)
         machine = turn_machine(self.vocabulary, kind, self.decoding.limits)
-        choose = chooser(self.decoding, self.decoder.device)
+        choose = self._chooser()
         states = [machine.start] * len(prompts)
         first = 0.0
         with self.engine.run(prompts, limit) as run:
@@ -187,6 +187,10 @@ class Generator:
                 yield tokens
                 if all(machine.finished(s) for s in states):
                     return
+
+    def _chooser(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Scores (B, V) -> tokens (B,), for one call."""
+        return chooser(self.decoding, self.decoder.device)
 
     def _beam_search(self, prompts: list[list[int]], kind: str) -> list[list[int]]:
         started = time.perf_counter()
