@@ -30,6 +30,7 @@ PIECES, ROWS = 32_000, 33_006  # of LLaMA's tokenizer, and of the published tabl
 QUESTION_SECONDS = 3.0
 # Of a deduplicated unit at 50 Hz the published predictor says between one and two frames, rarely more.
 FRAMES_A_UNIT = 1.5
+SPREAD = 0.2  # of the predictor's random weights: some units last one frame, some two
 WORD = "a"  # one piece
 
 
@@ -118,6 +119,7 @@ def _synthesizer(sizes: Sizes, device: torch.device) -> Synthesizer:
     torch.manual_seed(0)
     vocoder = UnitVocoder(VocoderConfig(**sizes.vocoder)).eval()
     with torch.no_grad():
+        vocoder.dur_predictor.proj.weight.mul_(SPREAD)
         vocoder.dur_predictor.proj.bias.fill_(np.log(1 + FRAMES_A_UNIT))
     return Synthesizer(vocoder.to(device))
 
