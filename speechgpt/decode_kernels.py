@@ -1,8 +1,8 @@
 """Triton kernels of one decoding step at batch 1: products of a matrix and a vector at the memory's speed.
 
 Of a step's time nearly all is reading the weights once. Norms, the gate, the rotations and the sums of the
-residual stream are done where their numbers are in registers anyway, so a layer is six launches: queries, keys and
-values; attention in splits; their joining; the output; gate and up; down. Sums and the stream are float32.
+residual stream are done where their numbers are in registers anyway: six launches a layer, for queries, keys
+and values; attention in splits; their joining; the output; gate and up; down. Sums are float32.
 `TRITON_INTERPRET=1` runs the same code on a CPU.
 """
 
@@ -12,8 +12,8 @@ import triton.language as tl
 
 from speechgpt.llama_decoder import Cache, LlamaDecoder
 
-# Rows and columns of a matrix that one program holds at a time, and its warps: 16 bytes a thread and load, four
-# loads under way.
+# Rows and columns of a matrix that one program holds at a time, and its warps: 16 bytes a thread and load,
+# four loads under way.
 ROWS, COLUMNS, WARPS = 8, 512, 4
 SPLITS, BLOCK = 8, 32  # programs that share a head's positions; positions at a time
 LOG2_E = 1.4426950408889634
@@ -24,8 +24,8 @@ def _product(
     vector, norm, matrix, out, size, epsilon, width: tl.constexpr,
     NORM: tl.constexpr, GATE: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """out (size,) = matrix (size, width) @ vector; with NORM of the normed vector, with ADD added to `out`, with
-    GATE silu of that times the same with the matrix's next `size` rows."""
+    """out (size,) = matrix (size, width) @ vector; with NORM of the normed vector, with ADD added to `out`,
+    with GATE silu of that times the same with the matrix's next `size` rows."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     others = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -65,7 +65,7 @@ def _attend(
     fused, cosines, sines, kept, place, partial, weights, scale, capacity,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One head's share of the positions. The newest key and value are rotated, used and written by split 0."""
+    """One head's share of the positions. Split 0 rotates, uses and writes the newest key and value."""
     head, split = tl.program_id(0), tl.program_id(1)
     group = head // (HEADS // GROUPS)
     position = tl.load(place).to(tl.int32)
@@ -119,7 +119,7 @@ def _join(partial, weights, attended, WIDTH: tl.constexpr, SPLITS: tl.constexpr)
 
 
 class KernelStep:
-    """One token of one row: `token` (1,) and `place` (1,) int64 in, `logits` (1, V) float32 out, all in place."""
+    """One token of one row: `token` and `place` (1,) int64 in, `logits` (1, V) float32 out, all in place."""
 
     def __init__(self, decoder: LlamaDecoder, cache: Cache):
         sizes, device = decoder.sizes, decoder.device

@@ -10,9 +10,10 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-from speechgpt.llama_decoder import Cache, LlamaDecoder, attention_of
+from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, split
 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
+COPIED = 1 << 27  # weights; of smaller models a CPU's steps hold a copy, whose parts are read in one piece
 FIRST_BUCKET = 256  # positions that the shortest graph attends to; each next one to twice as many
 
 
@@ -57,31 +58,58 @@ class PlainSteps:
 
 
 def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """(token (1,), place) -> logits (1, V), float32: `forward` with as few calls into torch as it takes."""
-    sizes, epsilon, inner = decoder.sizes, decoder.sizes.epsilon, decoder.sizes.inner
-    heads, groups, width, shape = sizes.heads, sizes.groups, sizes.width, (sizes.hidden,)
+    """(token (1,), place) -> logits (1, V), float32: `forward` with as few calls into torch as it takes.
+
+    A product of one row uses one core, and a core reads memory at half of what two do: so each matrix is cut
+    into parts, a batch of products. A norm's scale is one number, and goes into the product.
+    """
+    sizes, epsilon, hidden = decoder.sizes, decoder.sizes.epsilon, decoder.sizes.hidden
+    heads, groups, width = sizes.heads, sizes.groups, sizes.width
+    parts = min(1 << torch.get_num_threads().bit_length() - 1, ALIGNED)
     turns = decoder.turns(cache.capacity)  # P W/2
+    fused = torch.empty(parts, 1, sizes.fused // parts)
+    gated = torch.empty(parts, 1, 2 * sizes.inner // parts)
+    head = split(decoder.head, parts).contiguous()
+    logits = torch.empty(parts, 1, head.shape[2])
+    flat = fused.view(-1, width)  # H W
+    queries, both = flat[:heads].view(1, groups, -1, width), flat[heads:].view(2, groups, width)
+    pairs = torch.view_as_complex(flat[: heads + groups].view(heads + groups, -1, 2))
+    gate, up = gated.view(2, 1, -1).unbind()
+    small = decoder.sizes.step_weights() < COPIED
     each = [
-        (*vars(layer).values(), kept[0], kept[1], kept[:, 0])
+        (
+            *(t if t.dim() == 1 else _part(t, parts, small) for t in vars(layer).values()),
+            *(kept[0], kept[1], kept[:, 0]),
+        )
         for layer, kept in zip(decoder.layers, cache.layers, strict=True)
     ]
-    mm, addmm, norm, as_pairs = torch.mm, torch.addmm, F.rms_norm, torch.view_as_complex
+    add, silu, attend = torch.baddbmm, F.silu, F.scaled_dot_product_attention
+
+    def product(x: torch.Tensor, norm: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+        flat = x.view(-1)
+        scale = (float(flat.dot(flat)) / hidden + epsilon) ** -0.5
+        add(out, (flat * norm).expand(parts, 1, hidden), matrix, beta=0, alpha=scale, out=out)
 
     def step(token: torch.Tensor, place: int) -> torch.Tensor:
         turn, end = turns[place], place + 1
-        x = F.embedding(token, decoder.embedding)  # 1 D
-        for norm1, qkv, out, norm2, gate_up, down, keys, values, both in each:
-            fused = mm(norm(x, shape, norm1, epsilon), qkv).view(-1, width)  # H W
-            as_pairs(fused[: heads + groups].view(heads + groups, -1, 2)).mul_(turn)
-            both[:, :, place] = fused[heads:].view(2, groups, width)
-            queries = fused[:heads].view(1, groups, -1, width)
-            mixed = F.scaled_dot_product_attention(queries, keys[:, :, :end], values[:, :, :end])
-            x = addmm(x, mixed.reshape(1, -1), out)
-            gated = mm(norm(x, shape, norm2, epsilon), gate_up)  # 1 2I
-            x = addmm(x, F.silu(gated[:, :inner]).mul_(gated[:, inner:]), down)
-        return mm(norm(x, shape, decoder.norm, epsilon), decoder.head)
+        x = F.embedding(token, decoder.embedding).view(parts, 1, -1)
+        for norm, qkv, out, inner_norm, gate_up, down, keys, values, kept in each:
+            product(x, norm, qkv, fused)
+            pairs.mul_(turn)
+            kept[:, :, place] = both
+            mixed = attend(queries, keys[:, :, :end], values[:, :, :end])
+            x = add(x, mixed.reshape(1, -1).expand(parts, 1, -1), out)
+            product(x, inner_norm, gate_up, gated)
+            x = add(x, silu(gate).mul_(up).expand(parts, 1, -1), down)
+        product(x, decoder.norm, head, logits)
+        return logits.view(1, -1)[:, : sizes.vocabulary]
 
     return step
+
+
+def _part(matrix: torch.Tensor, parts: int, small: bool) -> torch.Tensor:
+    found = split(matrix, parts)
+    return found.contiguous() if small else found
 
 
 class BucketStep:
@@ -125,8 +153,8 @@ class BucketStep:
             mixed = F.scaled_dot_product_attention(
                 queries.reshape(shape), kept[0, :, :, :bucket], kept[1, :, :, :bucket], attn_mask=bias
             )
-            x = self._after(x, mixed.reshape(len(x), -1), layer.out, layer.inner_norm, layer.gate_up, layer.down,
-                            sizes.epsilon)  # fmt: skip
+            rest = (layer.out, layer.inner_norm, layer.gate_up, layer.down, sizes.epsilon)
+            x = self._after(x, mixed.reshape(len(x), -1), *rest)
         return x
 
 

@@ -88,8 +88,10 @@ class TurnMachine:
         return found
 
     def filter(self, states: Sequence[TurnState], remaining: int, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (B, V), one state a row -> (B, V), minus infinity where forbidden. Never waits for the device
-        but for masks that it has not seen yet."""
+        """Scores (B, V), one state a row -> (B, V), minus infinity where forbidden.
+
+        Only for masks that it has not seen yet does it wait for the device.
+        """
         chosen = [self.choices(state, remaining) for state in states]
         masks = [self._mask(key, scores.device, scores.shape[-1]) for key, _ in chosen]
         if any(ends for _, ends in masks):
@@ -102,7 +104,7 @@ class TurnMachine:
         scores = scores.masked_fill(forbidden, float("-inf"))
         width = scores.shape[-1]
         if places := [row * width + token for row, (_, unwanted) in enumerate(chosen) for token in unwanted]:
-            # From pinned memory the copy is queued like any other work; a plain one would wait for the device.
+            # From pinned memory the copy is queued like other work; a plain one would wait for the device.
             found = torch.tensor(places, pin_memory=scores.is_cuda).to(scores.device, non_blocking=True)
             scores.view(-1).index_fill_(0, found, float("-inf"))
         return scores
@@ -117,7 +119,8 @@ def turn_machine(vocabulary: Vocabulary, kind: str, limits: Limits) -> TurnMachi
 class TurnGrammar:
     """Lets only well-formed turns of one kind through, under any way of decoding, for any batch.
 
-    It is a logits processor for transformers' `generate` as it stands, without importing transformers. All rows of a batch have the same (padded) `prompt_length`. One object serves one call of `generate`.
+    It is a logits processor for transformers' `generate`, though transformers is not imported. All rows of a
+    batch have the same (padded) `prompt_length`. One object serves one call of `generate`.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A LLaMA for inference alone, in plain torch: fused weights and a cache of keys and values that stays in place.
+"""A LLaMA for inference alone, in plain torch: fused weights, and a cache of keys and values that stays put.
 
 It gives transformers' logits without importing transformers, which takes seconds. Heads' features are kept in
-another order than the checkpoint's: the two of a rotated pair side by side (first, half + first, ...), so that a
-rotation is one complex product; queries and keys are reordered alike, and their products stay the same.
+another order than the checkpoint's, the two of a rotated pair side by side, so that a rotation is one complex
+product; queries and keys are reordered alike, and their products stay the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from speechgpt.llama_sizes import LlamaSizes
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+ALIGNED = 16  # outputs of a matrix on a CPU come in multiples of these
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -38,7 +39,7 @@ class Layer:
 
 
 class Cache:
-    """Keys and values of B rows, `capacity` positions each; zeros at first, because masked ones are read too."""
+    """Keys and values of B rows, `capacity` positions each; zeros at first, for masked ones are read too."""
 
     def __init__(self, decoder: "LlamaDecoder", batch: int, capacity: int):
         sizes = decoder.sizes
@@ -164,8 +165,8 @@ class LlamaDecoder:
         pads: torch.Tensor | None = None,
         last: bool = True,
     ) -> torch.Tensor:
-        """Tokens (B, L) int64 at the cache's positions from `start` on -> logits (B, V) float32 after the last,
-        or (B, L, V) after each. `pads` (B,): how many positions at each row's beginning hold nothing."""
+        """Tokens (B, L) int64 at the cache's positions from `start` on -> logits (B, V) float32 after the
+        last, or (B, L, V) after each. `pads` (B,): positions at each row's beginning that hold nothing."""
         batch, length = ids.shape
         end = start + length
         turns = self.turns(end)[start:end]  # L W/2
@@ -277,8 +278,21 @@ def paired(weight: torch.Tensor, width: int, back: bool = False) -> torch.Tensor
 
 
 def _laid_out(matrix: torch.Tensor) -> torch.Tensor:
-    """(out, in) -> (in, out): what is read along is contiguous, on CPU an output row, on a GPU an input."""
-    return matrix.t().contiguous() if matrix.device.type == "cpu" else matrix.contiguous().t()
+    """(out, in) -> (in, out): contiguous along what is read, on a GPU the inputs, on a CPU the outputs.
+
+    There a row's end is filled up to a multiple of ALIGNED, so that `split` may cut it in equal parts.
+    """
+    if matrix.device.type != "cpu":
+        return matrix.contiguous().t()
+    outputs, inputs = matrix.shape
+    found = matrix.new_zeros(inputs, -(-outputs // ALIGNED) * ALIGNED)[:, :outputs]
+    return found.copy_(matrix.t())
+
+
+def split(matrix: torch.Tensor, parts: int) -> torch.Tensor:
+    """A CPU's (in, out) as (parts, in, out / parts), the fill of a row's end with it: a view."""
+    inputs, row = matrix.shape[0], matrix.stride(0)
+    return matrix.as_strided((parts, inputs, row // parts), (row // parts, row, 1))
 
 
 def _rotated(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

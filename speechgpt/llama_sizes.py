@@ -29,7 +29,7 @@ class LlamaSizes:
 
     @classmethod
     def from_config(cls, config: Mapping, where: str = "config") -> "LlamaSizes":
-        """Of config.json as any transformers wrote it. ValueError names what is not done here, and `where`."""
+        """Of config.json as any transformers wrote it. ValueError names `where` and what is not done here."""
         for name in ("attention_bias", "mlp_bias"):
             if config.get(name):
                 raise ValueError(f"{where}: {name} is set; expected a LLaMA, whose layers have no biases")
