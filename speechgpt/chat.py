@@ -6,6 +6,7 @@ from pathlib import Path
 
 from speechgpt.commands import Faults, add_playing, emit, follow, save_speech
 from speechgpt.data.audio import read_audio
+from speechgpt.devices import quick_start
 from speechgpt.events import Reply
 from speechgpt.model_dir import find_model
 from speechgpt.turn_lines import TurnLines
@@ -29,9 +30,10 @@ def main(argv: list[str]) -> int:
     if args.no_speech and args.play:
         raise ValueError("--no-speech leaves nothing to play: --play goes without it")
     model_dir = find_model(args.model)
-    from speechgpt.pipeline import SpeechGPT
+    with quick_start():
+        from speechgpt.pipeline import SpeechGPT
 
-    model = SpeechGPT(model_dir, args.device, encoder=False, vocoder=not args.no_speech)
+        model = SpeechGPT(model_dir, args.device, encoder=False, vocoder=not args.no_speech)
     return Chat(model, args.out_dir, not args.no_speech, args.seed, args.play, args.low_latency).run()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from speechgpt.cli import OK, complain, one_line
 from speechgpt.data.audio import read_audio
 from speechgpt.data.hub import named_path
+from speechgpt.devices import quick_start
 from speechgpt.events import Reply, Sound
 from speechgpt.turn_lines import TurnLines, one_row
 from speechgpt.wav_stream import Player, WavStream, to_standard_output
@@ -259,11 +260,14 @@ def speak(argv: list[str]) -> int:
 
 
 def load_model(model_dir, args: argparse.Namespace, encoder: bool, vocoder: bool):
-    from speechgpt.pipeline import SpeechGPT
-
     # Before the language model is read, which may take minutes.
     model_dir.check(*(["encoder", "codebook"] if encoder else []), *(["vocoder"] if vocoder else []))
-    return SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder).warm_up()
+    with quick_start():
+        from speechgpt.pipeline import SpeechGPT
+
+        model = SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder)
+    # On a CPU the first answer costs less by itself than a warm-up does.
+    return model if model.device == "cpu" else model.warm_up()
 
 
 def save_speech(path: Path, waveform, sample_rate: int) -> None:

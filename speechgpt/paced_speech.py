@@ -4,7 +4,8 @@ Every piece costs its context anew, and the first is waited for. Let sound be ma
 heard. When A seconds of it are made, c of them in the first piece, the other A - c were made while that was
 played, in (A - c) / r, so A - (A - c) / r are still to be heard. Pieces that grow by g make the next one
 c + (g - 1) A long, which takes 1/r of that. So a player that starts with the first piece never starves while
-g is at most r.
+g is at most r. On a GPU context costs next to nothing, and windows of few lengths are captured beforehand:
+there all later pieces are as long as g allows the second one to be.
 """
 
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ class PacedSpeech:
 
         rate = synthesizer.sample_rate / synthesizer.hop  # frames a second
         self._frames, self._longest = round(FIRST_SECONDS * rate), round(LONGEST_SECONDS * rate)
+        self._growing = synthesizer.vocoder.device.type == "cpu"
         self._stream = StreamingSynthesizer(
             synthesizer,
             duration_scale=duration_scale,
@@ -54,7 +56,7 @@ class PacedSpeech:
             return np.zeros(0, np.float32)
         units, self._waiting = self._waiting, []
         sound = self._stream.push(units)
-        if len(sound):
+        if len(sound) and self._growing:
             self._stream.chunk_frames = self._next_size()
         return sound
 

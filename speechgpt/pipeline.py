@@ -95,7 +95,10 @@ class SpeechGPT:
             for _ in zip(range(2), self.generator.steps([prompt], "text-text"), strict=False):
                 pass
         if "synthesizer" in loaded:
-            say_units(self.synthesizer, list(range(min(8, self.synthesizer.vocoder.config.num_units))))
+            speaker = self._speaker(low_latency=False)
+            for unit in range(min(8, self.synthesizer.vocoder.config.num_units)):
+                speaker.push(unit)
+            speaker.finish()
         return self
 
     def reply(
