@@ -38,8 +38,11 @@ class AudioInfo:
 def probe(path: str | Path) -> AudioInfo:
     """Reads the header alone. Raises FileNotFoundError or ValueError naming the file."""
     with open_audio(path) as source:
-        rate, samples = source.samplerate, source.frames
-        return AudioInfo(samples / rate, rate, source.channels, samples)
+        return _info(source)
+
+
+def _info(source: "SoundFile") -> AudioInfo:
+    return AudioInfo(source.frames / source.samplerate, source.samplerate, source.channels, source.frames)
 
 
 @contextmanager
@@ -73,7 +76,8 @@ def mono_blocks(source: "SoundFile", most: int = sys.maxsize) -> Iterator[np.nda
 
     Memory follows what is there, not what the header promises.
     """
-    size = max(1, SCAN_BLOCK // source.channels)
+    # No larger than the file claims to be: a second of speech needs no room for a minute of it.
+    size = max(1, min(SCAN_BLOCK // source.channels, source.frames))
     while len(block := source.read(min(size, most), dtype="float32", always_2d=True)):
         most -= len(block)
         yield mean_of_channels(block)
@@ -81,6 +85,8 @@ def mono_blocks(source: "SoundFile", most: int = sys.maxsize) -> Iterator[np.nda
 
 def mean_of_channels(block: np.ndarray) -> np.ndarray:
     """(T, C) float32 to the mean of the channels (T,), where the caller names samples that are not finite."""
+    if block.shape[1] == 1:
+        return block[:, 0]
     with np.errstate(over="ignore", invalid="ignore"):
         return block.mean(axis=1)
 
@@ -93,13 +99,14 @@ def read_audio(
     Raises FileNotFoundError, or ValueError naming the file, when it is not audio, is empty, holds fewer
     samples than its header says, is longer than `max_seconds`, or (with `check`) fails `check_waveform`.
     """
-    info = probe(path)
-    if info.samples == 0:
-        raise ValueError(f"{path}: the file holds no samples")
-    if max_seconds is not None and info.seconds > max_seconds:
-        raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
     with open_audio(path) as source:
-        samples = np.concatenate([np.zeros(0, np.float32), *mono_blocks(source)])  # T
+        info = _info(source)
+        if info.samples == 0:
+            raise ValueError(f"{path}: the file holds no samples")
+        if max_seconds is not None and info.seconds > max_seconds:
+            raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
+        blocks = list(mono_blocks(source))
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])  # T
     expected = _declared_samples(path, info)
     if len(samples) < expected:
         raise ValueError(f"{path}: truncated, {len(samples)} samples where the header says {expected}")

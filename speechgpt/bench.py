@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 # Each module has `parts` (name -> function of machine and quick that yields Measurements) and may have
 # `growth` (the same, yielding Growth).
-AREAS = ("speechgpt.vocoder.benchmark", "speechgpt.latency_benchmark")
+AREAS = (
+    "speechgpt.units.benchmark",
+    "speechgpt.vocoder.benchmark",
+    "speechgpt.latency_benchmark",
+)
 
 
 def main(argv: list[str]) -> int:

@@ -30,6 +30,9 @@ from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
+# How `frames_of` may compute, by device.
+PRECISIONS = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16", "bfloat16")}
+HALF = "float16"  # which half of the two: its features lie eight times nearer to float32's
 # What changes the features and cannot be read off the weights' shapes.
 _FINGERPRINTED = (
     "conv_kernel",
@@ -53,6 +56,12 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
     return torch.device(device)
+
+
+def check_precision(precision: str, where: str) -> None:
+    """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
+    if precision not in PRECISIONS[where]:
+        raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
 
 
 @contextmanager
@@ -85,6 +94,7 @@ class Encoder(nn.Module):
         self.provenance = provenance or {}
         self.derived_from = ""  # fingerprint of the encoder that this one is a rounded or shortened copy of
         self._fingerprint = ""
+        self._planned: tuple = (None, None)  # what it was made for, and the plan
 
     @classmethod
     def create(
@@ -185,6 +195,10 @@ class Encoder(nn.Module):
     def fingerprint(self) -> str:
         """sha256 over the float32 weights and the settings that change features, for any layer."""
         return self._fingerprint or self.compute_fingerprint()
+
+    def _apply(self, *given, **more) -> "Encoder":
+        self._planned = (None, None)  # weights move and are rounded without a new version
+        return super()._apply(*given, **more)
 
     def train(self, mode: bool = True) -> "Encoder":
         if mode:
@@ -304,27 +318,68 @@ class Encoder(nn.Module):
         scale = torch.rsqrt(variance + norm.eps) * norm.weight[None, :, None]  # B C 1
         return layer.activation(((hidden - mean) * scale + norm.bias[None, :, None]).to(dtype))
 
-    @torch.no_grad()
     def features(self, waveforms: Sequence[np.ndarray | Tensor], layer: int) -> list[Tensor]:
         """Waveforms (T,) of any lengths to features (N, D) float32 of `layer`, the same in any batch."""
-        self.check_layer(layer)
         if not len(waveforms):
+            self.check_layer(layer)
             return []
+        hidden, frames = self.frames_of(waveforms, layer)
+        return list(hidden.float().split(frames))
+
+    @torch.no_grad()
+    def frames_of(
+        self, waveforms: Sequence[np.ndarray | Tensor], layer: int, precision: str = "float32"
+    ) -> tuple[Tensor, list[int]]:
+        """Waveforms (T,) to the features of all, one after another (sum of N, D), and each one's N.
+
+        precision: float32; float16 or bfloat16 on a GPU, where this returns before the device is done and
+        the features are of that dtype; int8 on a CPU. An encoder that was loaded in half precision, or is in
+        training, takes float32 as its own.
+        """
+        self.check_layer(layer)
+        self._check_lengths(waveforms)
+        plan = self.plan_for(layer, precision)
+        if plan is not None:
+            return plan([np.asarray(w, np.float32) for w in waveforms])
         batch, lengths = self.pad(waveforms)  # B T, B
         whole = all(len(w) == batch.shape[1] for w in waveforms)
         with exact_convolutions():
             (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
-        return [row[: self.frames(len(w))].float() for row, w in zip(hidden, waveforms, strict=True)]
+        frames = [int(self.frames(len(w))) for w in waveforms]
+        return torch.cat([row[:n] for row, n in zip(hidden, frames, strict=True)]), frames
 
-    def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
-        """Waveforms (T,) to one normalised batch (B, T) on the device, and lengths (B,) in samples."""
-        batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
+    def plan_for(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
+        """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does."""
+        where = self.device.type
+        check_precision(precision, where)
+        if precision == "float32" and (where == "cuda" or self.training or self.dtype != torch.float32):
+            return None
+        key = layer, precision, tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._planned[0] != key:
+            if precision in ("float32", "int8"):
+                from speechgpt.units.packed_hubert import PackedHubert
+
+                plan = PackedHubert(self, layer, precision == "int8")
+            else:
+                from speechgpt.units.half_hubert import HalfHubert
+
+                plan = HalfHubert(self, layer, getattr(torch, precision))
+            self._planned = key, plan
+        return self._planned[1]
+
+    def _check_lengths(self, waveforms: Sequence[np.ndarray | Tensor]) -> None:
         for number, waveform in enumerate(waveforms):
             if len(waveform) < self.receptive_field:
                 raise ValueError(
                     f"waveform {number} of the batch: {len(waveform)} samples; the encoder needs at least "
                     f"{self.receptive_field} ({1000 * self.receptive_field / self.sample_rate:.0f} ms)"
                 )
+
+    def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
+        """Waveforms (T,) to one normalised batch (B, T) on the device, and lengths (B,) in samples."""
+        self._check_lengths(waveforms)
+        batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
+        for number, waveform in enumerate(waveforms):
             row = torch.as_tensor(waveform, dtype=torch.float32)
             if self.normalize:
                 row = functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS)
