@@ -68,16 +68,22 @@ class VocoderConfig:
     @property
     def frame_reach(self) -> tuple[int, int]:
         """Frames to the left and right of a frame that its samples depend on: (21, 21) as published."""
-        first, last = 0, self.hop - 1  # of the frame's samples, then of what they depend on, layer by layer
+        left, right = self.stage_reach(0)
+        return left + EDGE_KERNEL // 2, right + EDGE_KERNEL // 2
+
+    def stage_reach(self, stage: int) -> tuple[int, int]:
+        """Positions left and right of one that enters upsampling `stage` that its samples depend on."""
+        rates, kernels = self.upsample_rates[stage:], self.upsample_kernels[stage:]
+        first, last = 0, prod(rates) - 1  # of its samples, then of what they depend on, layer by layer
         first, last = first - EDGE_KERNEL // 2, last + EDGE_KERNEL // 2
         blocks = zip(self.resblock_kernels, self.resblock_dilations, strict=True)
         block = max(sum((d + 1) * (kernel - 1) // 2 for d in dilations) for kernel, dilations in blocks)
-        for rate, kernel in reversed(list(zip(self.upsample_rates, self.upsample_kernels, strict=True))):
+        for rate, kernel in reversed(list(zip(rates, kernels, strict=True))):
             first, last = first - block, last + block
             padding = (kernel - rate) // 2
             # Output o of a transposed convolution sees input i if 0 <= o + padding - i * rate < kernel.
             first, last = -((kernel - 1 - padding - first) // rate), (last + padding) // rate
-        return EDGE_KERNEL // 2 - first, EDGE_KERNEL // 2 + last
+        return -first, last
 
     @property
     def unit_reach(self) -> int:

@@ -56,7 +56,17 @@ class StreamingSynthesizer:
         self.right_frames = reach if self.exact else right_frames
         self.unit_reach = config.unit_reach
         self.chunk_frames, self.first_chunk_frames = chunk_frames, first_chunk_frames
+        self.fixed = synthesizer.vocoder.device.type == "cuda"  # windows of few lengths, captured beforehand
+        synthesizer.prepare(self._window_lengths(), speaker)
         self._reset()
+
+    def _window_lengths(self) -> list[int]:
+        """Frames of the windows of all pieces but the last ones."""
+        lengths, spoken, wanted = [], 0, self.first_chunk_frames
+        while not lengths or spoken < self.left_frames + self.chunk_frames:
+            lengths.append(min(spoken, self.left_frames) + wanted + self.right_frames)
+            spoken, wanted = spoken + wanted, self.chunk_frames
+        return sorted(set(lengths))
 
     def _reset(self) -> None:
         self._units = np.zeros(0, np.int64)  # context, then those whose durations are not fixed yet
@@ -106,7 +116,7 @@ class StreamingSynthesizer:
             ready = unspoken if last else min(unspoken, unspoken + len(waiting) - self.right_frames)
             if ready < (1 if last else self._wanted):
                 return np.concatenate(pieces)
-            pieces.append(self._piece(min(ready, MOST_FRAMES), waiting))
+            pieces.append(self._piece(min(ready, self._wanted if self.fixed else MOST_FRAMES), waiting))
             self._wanted = self.chunk_frames
 
     def _piece(self, count: int, waiting: np.ndarray) -> np.ndarray:

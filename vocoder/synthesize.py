@@ -1,14 +1,26 @@
 """Batch synthesis: lists of units to waveforms, with predicted or given durations."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt.vocoder.generator import UnitVocoder
+from speechgpt.units.encoder import exact_convolutions
+from speechgpt.vocoder.folded import FoldedGenerator
+from speechgpt.vocoder.generator import Lengths, UnitVocoder
+from speechgpt.vocoder.replay import Replay
 
+# How the convolutions compute; the last one, and durations, are float32 in every case. float32 is exact,
+# tf32 rounds float32 products to 10 bits on CUDA.
+PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 BATCH_FRAMES = 6_000  # padded frames of one generator batch (two minutes at 50 Hz): bounds the memory
 BATCH_UNITS = 100_000  # padded units of one batch of the duration predictor
 
@@ -16,12 +28,17 @@ BATCH_UNITS = 100_000  # padded units of one batch of the duration predictor
 class Synthesizer:
     """Speaks deduplicated units. Every row of a batch sounds as it would alone."""
 
-    def __init__(self, vocoder: UnitVocoder):
-        self.vocoder = vocoder.eval()
+    def __init__(self, vocoder: UnitVocoder, precision: str = "float32"):
+        """The weights are copied as they are now. `precision`: one of PRECISIONS."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        self.vocoder, self.precision = vocoder.eval(), precision
+        self.generator = FoldedGenerator(vocoder, PRECISIONS[precision])
+        self.replay = Replay(self.generator)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> "Synthesizer":
-        return cls(UnitVocoder.load(folder, device))
+    def load(cls, folder: str | Path, device: str = "auto", precision: str = "float32") -> "Synthesizer":
+        return cls(UnitVocoder.load(folder, device), precision)
 
     @property
     def sample_rate(self) -> int:
@@ -61,14 +78,34 @@ class Synthesizer:
     ) -> list[np.ndarray]:
         """One waveform (N * hop,) float32 a row of frames (N,) int64, one unit a frame."""
         waveforms = [np.zeros(0, np.float32) for _ in frames]
-        for batch in _batches([len(f) for f in frames], BATCH_FRAMES):
+        # A CPU gains nothing from a batch, and a row alone needs no masks.
+        budget = BATCH_FRAMES if self.vocoder.device.type == "cuda" else 0
+        for batch in _batches([len(f) for f in frames], budget):
             padded, mask = _pad([frames[i] for i in batch], self.vocoder.device)  # B N
-            with torch.inference_mode():
-                sound = self.vocoder(padded, self.speaker(speaker, len(batch)), mask)  # B T
-            sound = sound.float().cpu().numpy()
+            sound = self._generate(padded, self.speaker(speaker, len(batch)), mask).cpu().numpy()  # B T
             for row, i in enumerate(batch):
                 waveforms[i] = sound[row, : len(frames[i]) * self.hop].copy()
         return waveforms
+
+    def prepare(self, lengths: Sequence[int], speaker: "str | int | np.ndarray | None" = None) -> None:
+        """On CUDA: captures the generator for single rows of these many frames, which then launch at once."""
+        if self.vocoder.device.type == "cuda":
+            for length in lengths:
+                frames = torch.zeros(1, length, dtype=torch.int64, device=self.vocoder.device)
+                with torch.inference_mode(), self.arithmetic():
+                    self.replay.prepare(self.vocoder.embed(frames, self.speaker(speaker, 1)))
+
+    def _generate(self, frames: Tensor, speaker: Tensor | None, mask: Tensor) -> Tensor:
+        """frames (B, N) int64 and where they are (B, N) bool -> (B, N * hop) float32."""
+        with torch.inference_mode(), self.arithmetic():
+            x = self.vocoder.embed(frames, speaker)  # B D N
+            if bool(mask.all()):
+                return self.replay(x)
+            lengths = Lengths(mask)
+            return self.generator(lengths.clip(x.contiguous(), 1), lengths)
+
+    def arithmetic(self) -> AbstractContextManager:
+        return exact_convolutions() if self.precision == "float32" else nullcontext()
 
     def durations(
         self,

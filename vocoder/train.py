@@ -295,7 +295,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     config = TrainConfig.load(options.config)
     if options.benchmark:
-        from speechgpt.vocoder.benchmark import benchmark
+        from speechgpt.vocoder.benchmark_training import benchmark
 
         benchmark(config, options.benchmark, pick_device(options.device))
         return 0
