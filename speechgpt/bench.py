@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AREAS = (
     "speechgpt.units.benchmark",
     "speechgpt.vocoder.benchmark",
+    "speechgpt.decoding_benchmark",
     "speechgpt.latency_benchmark",
 )
 

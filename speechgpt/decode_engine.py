@@ -113,6 +113,11 @@ class Engine:
         finally:
             found.taken = False
 
+    def forget(self) -> None:
+        """Lets the next prompt be read whole; what is captured stays."""
+        for run in self._kept.values():
+            run.held = []
+
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix."""

@@ -14,7 +14,7 @@ from speechgpt.llama_decoder import Cache, LlamaDecoder
 
 # Rows and columns of a matrix that one program holds at a time, and its warps: 16 bytes a thread and load,
 # four loads under way.
-ROWS, COLUMNS, WARPS = 8, 512, 4
+TILE = (8, 512, 4)
 SPLITS, BLOCK = 8, 32  # programs that share a head's positions; positions at a time
 LOG2_E = 1.4426950408889634
 
@@ -121,13 +121,14 @@ def _join(partial, weights, attended, WIDTH: tl.constexpr, SPLITS: tl.constexpr)
 class KernelStep:
     """One token of one row: `token` and `place` (1,) int64 in, `logits` (1, V) float32 out, all in place."""
 
-    def __init__(self, decoder: LlamaDecoder, cache: Cache):
+    def __init__(self, decoder: LlamaDecoder, cache: Cache, tile: tuple[int, int, int] = TILE):
+        """`tile`: rows, columns and warps of a program."""
         sizes, device = decoder.sizes, decoder.device
         if cache.batch != 1 or sizes.width & (sizes.width - 1):
             raise ValueError(
                 f"batch {cache.batch}, heads of width {sizes.width}; expected 1 and a power of 2"
             )
-        self.decoder, self.cache = decoder, cache
+        self.decoder, self.cache, self.tile = decoder, cache, tile
 
         def floats(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float32, device=device)
@@ -169,7 +170,8 @@ class KernelStep:
         if not rows.is_contiguous():
             rows = rows.contiguous()  # on a CPU alone, where it is for tests
         size = rows.shape[0] // 2 if gate else rows.shape[0]
-        _product[(triton.cdiv(size, ROWS),)](
+        height, columns, warps = self.tile
+        _product[(triton.cdiv(size, height),)](
             vector, vector if norm is None else norm, rows, out, size, self.decoder.sizes.epsilon,
-            rows.shape[1], norm is not None, gate, add, ROWS, COLUMNS, num_warps=WARPS,
+            rows.shape[1], norm is not None, gate, add, height, columns, num_warps=warps,
         )  # fmt: skip

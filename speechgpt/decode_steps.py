@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, split
 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
-COPIED = 1 << 27  # weights; of smaller models a CPU's steps hold a copy, whose parts are read in one piece
+COPIED = 1 << 28  # weights: larger models are not copied for quicker steps on a CPU
 FIRST_BUCKET = 256  # positions that the shortest graph attends to; each next one to twice as many
 
 
@@ -42,8 +42,7 @@ class PlainSteps:
 
     def __init__(self, decoder: LlamaDecoder, cache: Cache, pads: torch.Tensor | None = None):
         self.decoder, self.cache, self.pads = decoder, cache, pads
-        lean = decoder.dtype == torch.float32 and decoder.device.type == "cpu"
-        self._lean = _lean_step(decoder, cache) if lean and cache.batch == 1 else None
+        self._lean = _lean_step(decoder, cache) if _fits_lean(decoder, cache.batch) else None
 
     def begin(self, place: int, pads: torch.Tensor | None) -> None:
         """The place of the next token, and how much of each row holds nothing."""
@@ -57,11 +56,19 @@ class PlainSteps:
         return self.decoder.forward(tokens[:, None], self.cache, place, self.pads)
 
 
+def _fits_lean(decoder: LlamaDecoder, batch: int) -> bool:
+    sizes = decoder.sizes
+    plain = decoder.dtype == torch.float32 and decoder.device.type == "cpu" and batch == 1
+    whole = not any(n % ALIGNED for n in (sizes.hidden, sizes.fused, 2 * sizes.inner))
+    return plain and whole and sizes.step_weights() < COPIED
+
+
 def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, int], torch.Tensor]:
     """(token (1,), place) -> logits (1, V), float32: `forward` with as few calls into torch as it takes.
 
     A product of one row uses one core, and a core reads memory at half of what two do: so each matrix is cut
-    into parts, a batch of products. A norm's scale is one number, and goes into the product.
+    into parts, a batch of products. A norm's scale is one number, and goes into the product; its weight is in
+    the matrix.
     """
     sizes, epsilon, hidden = decoder.sizes, decoder.sizes.epsilon, decoder.sizes.hidden
     heads, groups, width = sizes.heads, sizes.groups, sizes.width
@@ -69,47 +76,51 @@ def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, i
     turns = decoder.turns(cache.capacity)  # P W/2
     fused = torch.empty(parts, 1, sizes.fused // parts)
     gated = torch.empty(parts, 1, 2 * sizes.inner // parts)
-    head = split(decoder.head, parts).contiguous()
+    head = _parted(decoder.head, parts, decoder.norm)
     logits = torch.empty(parts, 1, head.shape[2])
     flat = fused.view(-1, width)  # H W
     queries, both = flat[:heads].view(1, groups, -1, width), flat[heads:].view(2, groups, width)
     pairs = torch.view_as_complex(flat[: heads + groups].view(heads + groups, -1, 2))
     gate, up = gated.view(2, 1, -1).unbind()
-    small = decoder.sizes.step_weights() < COPIED
     each = [
         (
-            *(t if t.dim() == 1 else _part(t, parts, small) for t in vars(layer).values()),
-            *(kept[0], kept[1], kept[:, 0]),
+            _parted(layer.qkv, parts, layer.norm),
+            _parted(layer.out, parts),
+            _parted(layer.gate_up, parts, layer.inner_norm),
+            _parted(layer.down, parts),
+            *kept,  # keys and values, 1 G P W each
+            kept[:, 0],
         )
         for layer, kept in zip(decoder.layers, cache.layers, strict=True)
     ]
     add, silu, attend = torch.baddbmm, F.silu, F.scaled_dot_product_attention
 
-    def product(x: torch.Tensor, norm: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    def product(x: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
         flat = x.view(-1)
-        scale = (float(flat.dot(flat)) / hidden + epsilon) ** -0.5
-        add(out, (flat * norm).expand(parts, 1, hidden), matrix, beta=0, alpha=scale, out=out)
+        scale = (flat.dot(flat).item() / hidden + epsilon) ** -0.5
+        add(out, flat.expand(parts, 1, hidden), matrix, beta=0, alpha=scale, out=out)
 
     def step(token: torch.Tensor, place: int) -> torch.Tensor:
         turn, end = turns[place], place + 1
         x = F.embedding(token, decoder.embedding).view(parts, 1, -1)
-        for norm, qkv, out, inner_norm, gate_up, down, keys, values, kept in each:
-            product(x, norm, qkv, fused)
+        for qkv, out, gate_up, down, keys, values, kept in each:
+            product(x, qkv, fused)
             pairs.mul_(turn)
-            kept[:, :, place] = both
-            mixed = attend(queries, keys[:, :, :end], values[:, :, :end])
-            x = add(x, mixed.reshape(1, -1).expand(parts, 1, -1), out)
-            product(x, inner_norm, gate_up, gated)
+            kept.select(2, place).copy_(both)
+            mixed = attend(queries, keys.narrow(2, 0, end), values.narrow(2, 0, end))
+            x = add(x, mixed.reshape(-1).expand(parts, 1, -1), out)
+            product(x, gate_up, gated)
             x = add(x, silu(gate).mul_(up).expand(parts, 1, -1), down)
-        product(x, decoder.norm, head, logits)
+        product(x, head, logits)
         return logits.view(1, -1)[:, : sizes.vocabulary]
 
     return step
 
 
-def _part(matrix: torch.Tensor, parts: int, small: bool) -> torch.Tensor:
-    found = split(matrix, parts)
-    return found.contiguous() if small else found
+def _parted(matrix: torch.Tensor, parts: int, norm: torch.Tensor | None = None) -> torch.Tensor:
+    """A copy in parts that are read in one piece, with a norm's weight on its inputs."""
+    found = split(matrix, parts)  # parts, in, out / parts
+    return found.contiguous() if norm is None else found * norm[:, None]
 
 
 class BucketStep:

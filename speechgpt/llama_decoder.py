@@ -157,6 +157,10 @@ class LlamaDecoder:
             self._turns = torch.polar(torch.ones_like(angles), angles).to(self.device)
         return self._turns
 
+    def score(self, ids: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, L) int64 -> logits (B, L, V) float32 after each."""
+        return self.forward(ids, Cache(self, *ids.shape), last=False)
+
     def forward(
         self,
         ids: torch.Tensor,

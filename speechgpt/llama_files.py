@@ -95,9 +95,12 @@ def convert_llama(
     return provenance
 
 
-def read_llama(folder: str | Path, lora: str | Path | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
+def read_llama(
+    folder: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[dict, dict[str, torch.Tensor]]:
     """(config.json, checked against the weights; every tensor, mapped from its file), an adapter merged.
 
+    What the adapter changes has `dtype`, the rest what it is stored in: no sum is rounded twice.
     Raises ValueError or FileNotFoundError for whatever does not fit.
     """
     source = _source([Path(folder)], Path(lora) if lora else None)
@@ -105,7 +108,7 @@ def read_llama(folder: str | Path, lora: str | Path | None = None) -> tuple[dict
     config = checked_config(source.config, source.folder, adapter, _shapes(source, adapter))
     tensors = dict(_tensors(source))
     if adapter is not None:
-        tensors |= {name: adapter.merged(name, tensors[name]) for name in sorted(adapter.names)}
+        tensors |= {name: adapter.merged(name, tensors[name].to(dtype)) for name in sorted(adapter.names)}
     return config, tensors
 
 

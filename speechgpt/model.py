@@ -131,11 +131,12 @@ def load_decoder(
 
     folder = model_folder(folder, LLAMA)
     vocabulary = Vocabulary.load(folder) if lora is None else _adapted_vocabulary(folder, Path(lora))
-    config, tensors = read_llama(folder, lora)
+    dtype = DTYPES.get(dtype, dtype)
+    config, tensors = read_llama(folder, lora, dtype)
     sizes = LlamaSizes.from_config(config, str(folder / "config.json"))
     if sizes.vocabulary != vocabulary.size:
         raise ValueError(f"{folder}: the model has {sizes.vocabulary} rows, its vocabulary {vocabulary.size}")
-    return LlamaDecoder.of_tensors(sizes, tensors, DTYPES.get(dtype, dtype), device), vocabulary
+    return LlamaDecoder.of_tensors(sizes, tensors, dtype, device), vocabulary
 
 
 def _adapted_vocabulary(base: Path, lora: Path) -> Vocabulary:

@@ -14,7 +14,7 @@ from speechgpt.decoding import Decoding
 from speechgpt.grammar import TurnGrammar
 from speechgpt.llama_decoder import Cache, LlamaDecoder
 from speechgpt.llama_sizes import LlamaSizes
-from speechgpt.model import load_llama
+from speechgpt.model import load_decoder, load_llama, load_trained
 from speechgpt.model_dir import find_model, load_generator
 
 ROPES = {
@@ -228,7 +228,7 @@ from speechgpt.decoding import Decoding
 from speechgpt.grammar import TurnGrammar
 from speechgpt.llama_decoder import Cache, LlamaDecoder
 from speechgpt.llama_sizes import LlamaSizes
-from speechgpt.model import load_llama
+from speechgpt.model import load_decoder, load_llama, load_trained
 from speechgpt.model_dir import find_model, load_generator
 rope = {"rope_type": "default", "rope_theta": 1e4}
 for groups in (4, 2, 1):
@@ -266,3 +266,18 @@ generator.turn("what is two plus two")
 print([m for m in ("transformers", "triton", "accelerate") if m in sys.modules])
 """
     assert run_python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("layout", ["bin-shards", "safetensors-shards", "old-bin"])
+def test_folders_of_every_layout_with_an_adapter_load_as_under_transformers(
+    make_checkpoint, make_lora, tmp_path, layout
+):
+    folder = make_checkpoint(tmp_path / "cm", layout)
+    lora = make_lora(tmp_path / "com", str(folder))
+    ids = torch.tensor([[1, 32_661, 7, 33_001, 99]])
+    for adapter in (None, lora):
+        decoder, vocabulary = load_decoder(folder, "float32", adapter)
+        model, same = load_trained(folder, "float32", adapter)
+        assert vocabulary.describe() == same.describe()
+        with torch.inference_mode():
+            assert error(decoder.score(ids), model(ids).logits) < 1e-5
