@@ -23,6 +23,8 @@ AREAS = (
     "speechgpt.vocoder.benchmark",
     "speechgpt.decoding_benchmark",
     "speechgpt.latency_benchmark",
+    "speechgpt.training_benchmark",
+    "speechgpt.training_growth",
 )
 
 
