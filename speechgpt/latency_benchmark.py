@@ -59,6 +59,8 @@ TORCH = "import os, time, torch; os.write(1, repr(time.time()).encode()); os._ex
 
 def start_up(machine: Machine, quick: bool) -> Iterator[Measurement]:
     """From the start of the process; the limit is `import torch`."""
+    if machine.kind != "cpu":
+        raise NotMeasuredError("the start of `talk` is measured on a CPU")
     question = find_model("mini").path / QUESTION
     repeats = 1 if quick else 5
 
@@ -152,6 +154,8 @@ def middle(latencies: Sequence[Latency]) -> Latency:
 
 def mini_turn(machine: Machine, quick: bool) -> Iterator[Measurement]:
     """The shipped question, asked again and again; in between another question, so that nothing is kept."""
+    if machine.kind != "cpu":
+        raise NotMeasuredError("a turn of mini is measured on a CPU")
     model = SpeechGPT.load("mini", str(machine.device)).warm_up()
     waveform = read_audio(model.model_dir.path / QUESTION)
     released = ReleasedWay(model)

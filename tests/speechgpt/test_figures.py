@@ -107,7 +107,8 @@ def test_figures_stand_between_floor_and_ceiling(evaluated):
     assert rows["units with true durations"]["goal"] == pytest.approx(0.5 * natural)
     spoken = rows["word error rate of spoken sentences"]
     assert spoken["goal"] is None and "goal not applied: the judge is self" in spoken["note"]
-    assert [m["name"] for m in sections["A turn's time"]["measures"]] == ["whole answer spoken", "first sound"]
+    timed = [m["name"] for m in sections["A turn's time"]["measures"]]
+    assert timed == ["whole answer spoken", "first sound"]
     assert rows["whole answer spoken"]["goal"] == 0.5
     assert rows["all weights"]["unit"] == "MB" and rows["all weights"]["value"] > 0
 

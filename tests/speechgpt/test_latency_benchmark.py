@@ -1,6 +1,7 @@
 """The latency benchmark, quick: its figures mean nothing, but it must run and say the turn that it fixes."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,8 +54,14 @@ def test_a_turn_of_large_sizes(machine):
     kinds = ["first sound of a turn of 7B sizes, exact", "first sound of a turn of 7B sizes, low latency"]
     check(found, [*kinds, "whole answer of a turn of 7B sizes, spoken"])
     assert found[0].limit > 0 and found[0].ours < found[2].ours
+
+
+def test_each_figure_has_its_machine(machine):
     with pytest.raises(NotMeasuredError, match="on a GPU"):
         next(latency_benchmark.large_turn(machine, False))
+    for part in (latency_benchmark.start_up, latency_benchmark.mini_turn):
+        with pytest.raises(NotMeasuredError, match="on a CPU"):
+            next(part(SimpleNamespace(kind="cuda"), False))
 
 
 def test_a_mini_turn(machine):
@@ -68,7 +75,7 @@ def test_a_mini_turn(machine):
 def test_a_start(machine):
     (found,) = latency_benchmark.start_up(machine, True)
     check([found], ["start-up of `talk` with mini, to the first file's encoding"])
-    assert found.limit < found.ours
+    assert found.limit > 0 and found.baseline > found.ours  # transformers alone takes twice as long as torch
 
 
 def test_a_start_that_fails_says_why(machine, monkeypatch):
