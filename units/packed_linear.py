@@ -22,8 +22,9 @@ class PackedLinear:
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         layers = [layers] if isinstance(layers, nn.Linear) else layers
-        weight = torch.cat([layer.weight.detach() for layer in layers]).float()  # D' D
-        self.bias = torch.cat([layer.bias.detach() for layer in layers]).float()  # D'
+        weights, biases = ([getattr(m, name).detach() for m in layers] for name in ("weight", "bias"))
+        weight = torch.cat(weights) if len(layers) > 1 else weights[0]  # D' D
+        self.bias = torch.cat(biases) if len(layers) > 1 else biases[0]  # D'
         self.activation, self.scale = activation, None
         if quantized:
             self.scale = (weight.abs().amax(1) / INT8_MOST).clamp(min=1e-12)  # D'
