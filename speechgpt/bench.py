@@ -22,6 +22,7 @@ AREAS = (
     "speechgpt.units.benchmark",
     "speechgpt.vocoder.benchmark",
     "speechgpt.decoding_benchmark",
+    "speechgpt.latency_benchmark",
     "speechgpt.training_benchmark",
     "speechgpt.training_growth",
 )

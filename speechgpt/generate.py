@@ -114,7 +114,8 @@ class Generator:
         return answers
 
     def stream_turn(self, question: Question, out: str = "speech", history: History = ()) -> Iterator[Part]:
-        """The parts of an answer as they come: text word by word, then units one by one. Takes no beams."""
+        """The parts of an answer as they come: text word by word, then units one by one; it returns the whole
+        turn. Takes no beams."""
         kind = _kind(question, out)
         prompt = self.format.prompt_turn(question, history, self._longest_prompt(kind))
         ids: list[int] = []
@@ -136,6 +137,7 @@ class Generator:
                 if len(whole) > len(before) and whole.startswith(before):
                     sent[section] = whole
                     yield Part(section, whole[len(before) :])
+        return self.format.parse(ids)
 
     def generate_batch(
         self, prompts: Sequence[list[int]], kind: str, batch_size: int = 16
@@ -167,7 +169,7 @@ class Generator:
         length = max(map(len, prompts))
         limit = self._new_tokens(length, kind)
         machine = turn_machine(self.vocabulary, kind, self.decoding.limits)
-        choose = chooser(self.decoding, self.decoder.device)
+        choose = self._chooser()
         states = [machine.start] * len(prompts)
         first = 0.0
         with self.engine.run(prompts, limit) as run:
@@ -185,6 +187,10 @@ class Generator:
                 yield tokens
                 if all(machine.finished(s) for s in states):
                     return
+
+    def _chooser(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Scores (B, V) -> tokens (B,), for one call."""
+        return chooser(self.decoding, self.decoder.device)
 
     def _beam_search(self, prompts: list[list[int]], kind: str) -> list[list[int]]:
         started = time.perf_counter()

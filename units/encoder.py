@@ -21,6 +21,7 @@ from speechgpt.units.encoder_files import (
     ENCODER_FILE,
     ENCODER_FORMAT,
     WEIGHTS_FILE,
+    Undrawn,
     load_weights,
     read_configs,
     read_weights,
@@ -118,7 +119,8 @@ class Encoder(nn.Module):
         path = model_folder(path, ENCODER)
         config, extra = read_configs(path)
         weights = read_weights(path)
-        encoder = cls(config, extra["normalize"], extra["sample_rate"], extra.get("provenance"))
+        with Undrawn():
+            encoder = cls(config, extra["normalize"], extra["sample_rate"], extra.get("provenance"))
         encoder.derived_from = extra.get("derived_from", "")
         load_weights(encoder.model, weights, path)
         encoder._fingerprint = encoder.compute_fingerprint()

@@ -4,7 +4,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from speechgpt.data.files import read_json
 from speechgpt.units.hubert import Hubert
@@ -23,6 +26,19 @@ WEIGHT_NORM_NAMES = {  # how fairseq and older transformers name the positional 
     "pos_conv_embed.conv.weight_g": "pos_conv_embed.conv.parametrizations.weight.original0",
     "pos_conv_embed.conv.weight_v": "pos_conv_embed.conv.parametrizations.weight.original1",
 }
+
+
+_DRAWS = (Tensor.uniform_, Tensor.normal_, init.uniform_, init.normal_, init.kaiming_uniform_)
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules made inside hold whatever was in memory: for those whose weights come from a file, which is
+    read sooner than others are drawn. Not the meta device: its arithmetic imports for seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _DRAWS:  # which nn.init calls with the tensor by name
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def read_configs(path: Path) -> tuple[HubertConfig, dict]:
@@ -76,7 +92,8 @@ def load_weights(model: Hubert, weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
     if issues := misfits(weights, expected, optional={"masked_spec_embed"}):
         raise ValueError(f"{path / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {issues}")
-    model.load_state_dict(weights, strict=False)
+    drawn = {name: torch.rand(expected[name].shape) for name in expected.keys() - weights.keys()}
+    model.load_state_dict(weights | drawn)
 
 
 def misfits(

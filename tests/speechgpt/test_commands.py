@@ -49,7 +49,16 @@ def test_talk_prints_one_object_a_line(run, recordings, tmp_path):
     rows = [json.loads(line) for line in out]
     assert [row["path"] for row in rows] == [str(p) for p in recordings]
     for row, seconds in zip(rows, (0.7, 0.9, 0.5), strict=True):
-        assert list(row) == ["path", "transcript", "answer", "wav", "seconds_in", "seconds_out", "timings"]
+        assert list(row) == [
+            "path",
+            "transcript",
+            "answer",
+            "wav",
+            "seconds_in",
+            "seconds_out",
+            "timings",
+            "stalls",
+        ]
         assert row["seconds_in"] == pytest.approx(seconds, abs=0.01)
         assert soundfile.info(row["wav"]).duration == pytest.approx(row["seconds_out"], abs=1e-3)
         assert list(row["timings"]) == ["encode", "first_token", "first_sound", "total"]
@@ -236,7 +245,8 @@ def test_chat_of_several_turns(run, recording, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     code, out, err = run("chat", "--out-dir", tmp_path / "chat")
     assert code == 2
-    assert [line.split(">")[0] for line in out] == ["answer", "heard", "answer", "answer"]
+    said = ["answer", "speech", "heard", "answer", "speech", "answer", "speech"]
+    assert [line.split(">")[0] for line in out] == said
     assert sorted(p.name for p in (tmp_path / "chat").iterdir()) == ["turn-1.wav", "turn-2.wav", "turn-3.wav"]
     assert len(err) == 3 and "gone.wav" in err[0] and "/what" in err[1]
 

@@ -148,3 +148,18 @@ def test_normalised_waveforms_have_no_level():
     encoder = make_encoder(LAYER)
     loud, quiet = encoder.features([noise(4000), (noise(4000) * np.float32(0.1))], 2)
     torch.testing.assert_close(loud, quiet, atol=2e-2, rtol=0)
+
+
+def test_loading_draws_no_weights():
+    """They would be overwritten; of an encoder of 95 million that took longer than to read the file."""
+    from torch import nn
+
+    from speechgpt.units.encoder_files import Undrawn
+
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    with Undrawn():
+        nn.Conv1d(3, 4, 5), nn.Linear(6, 7), nn.Embedding(8, 9)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    nn.Linear(6, 7)
+    assert not torch.equal(torch.random.get_rng_state(), before)
