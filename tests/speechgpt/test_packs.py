@@ -329,10 +329,11 @@ def test_flash_attention_drops_as_asked():
 
 @cuda
 def test_a_compiled_model_learns_on_a_gpu_what_an_eager_one_does_from_padded_batches():
+    """In bf16 it errs no more from float32's gradients than the eager one does on the padded batch."""
     rows = drawn_rows([70, 190, 120, 30, 260, 33])
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     results = []
-    for packed in (False, True):
+    for packed, half in ((False, False), (False, True), (True, True)):
         torch.manual_seed(0)
         config = LlamaConfig(**small_llama().config.to_dict() | sizes | {"max_position_embeddings": 512})
         model = LlamaForCausalLM(config).cuda()
@@ -341,9 +342,11 @@ def test_a_compiled_model_learns_on_a_gpu_what_an_eager_one_does_from_padded_bat
             learn_from_packs(model, compiled=True)
             batch = collate_pack(rows, PAD, tokens=768, longest=260)
         batch = {k: v.cuda() if torch.is_tensor(v) else v for k, v in batch.items()}
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
             results.append(loss_and_gradients(model, batch))
-    (expected, wanted), (found, gradients) = results
-    assert found == pytest.approx(expected, rel=0.01)
+    (exact, wanted), (padded_loss, padded), (found, gradients) = results
+    assert found == pytest.approx(exact, rel=0.005) and padded_loss == pytest.approx(exact, rel=0.005)
     for name, gradient in wanted.items():
-        assert (gradients[name] - gradient).norm() < 0.05 * gradient.norm(), name
+        usual = (padded[name] - gradient).norm()
+        assert usual < 0.1 * gradient.norm(), name
+        assert (gradients[name] - gradient).norm() < 1.25 * usual, name
