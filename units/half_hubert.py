@@ -111,7 +111,7 @@ class HalfHubert:
         parts = [
             packing.lengths,
             packing.starts,
-            packing.slots,
+            *packing.pieces(),
             packing.edges,
             packing.row_of_slot(),
             packing.frame_index(),
@@ -120,7 +120,7 @@ class HalfHubert:
         numbers = torch.empty(sum(len(part) for part in parts), dtype=torch.int64, pin_memory=pinned)
         np.concatenate(parts, out=numbers.numpy())
         split = numbers.to(device, non_blocking=True).split([len(part) for part in parts])
-        return samples.to(device, non_blocking=True), _Place(*split[:3], split[3].int(), *split[4:])
+        return samples.to(device, non_blocking=True), _Place(*split[:4], split[4].int(), *split[5:])
 
     def _convolve(self, waveform: Tensor, packing: Packing, place: "_Place") -> Tensor:
         """Samples (slots * hop + taps,) to (slots, C), but for the last frames of the last row's slots."""
@@ -184,16 +184,18 @@ class _Place:
 
     lengths: Tensor  # (B,) int64, like all but `edges`: samples
     starts: Tensor  # (B,) in slots
-    slots: Tensor  # (B,)
+    pieces: Tensor  # (pieces,) slots of each
+    pieces_of_row: Tensor  # (B,)
     edges: Tensor  # (B + 1,) int32
     row_of_slot: Tensor  # (slots,)
     frame_index: Tensor  # (sum of N,)
     spaced_index: Tensor  # (sum of N,)
 
     def of_rows(self, of_slots: Tensor) -> Tensor:
-        """(slots, X) float64 to the sums over each row's slots (B, X), always in the same order."""
-        running = functional.pad(of_slots.cumsum(0), (0, 0, 1, 0))
-        return running[self.starts + self.slots] - running[self.starts]
+        """(slots, X) float64 to the sums over each row's slots (B, X), always in the same order: no atomics."""
+        # The sizes are right by the way they are made; checking them would wait for the device.
+        of_pieces = torch.segment_reduce(of_slots, "sum", lengths=self.pieces, axis=0, unsafe=True)
+        return torch.segment_reduce(of_pieces, "sum", lengths=self.pieces_of_row, axis=0, unsafe=True)
 
 
 def _levelled(waveform: Tensor, packing: Packing, place: _Place) -> Tensor:
