@@ -4,7 +4,7 @@ docs/performance.md has what each part was predicted to take and what it takes. 
 float32: the waveform, the first convolution with its norm, sums inside products and norms, and the scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -35,11 +35,13 @@ class Kernels:
 
     first: ModuleType = plain_kernels
     norm: ModuleType = plain_kernels
-    convolution: object = field(default=plain_kernels.convolution)
+    convolution: Callable = field(default=plain_kernels.convolution)
+    fused: bool = False  # `convolution` also makes the layers' wider product with its GELU
 
     @classmethod
     def of(cls, device: torch.device, convolution: str = "triton") -> "Kernels":
-        """convolution: triton, triton0 to triton3 (other tiles), cudnn, plain; none: all in plain torch."""
+        """convolution: triton, triton0 to triton3 (other tiles), fused, cudnn, plain; none: all in plain
+        torch."""
         if device.type != "cuda" or convolution == "none":
             return cls()
         found = gpu_kernels()
@@ -50,6 +52,8 @@ class Kernels:
         }
         for number, tile in enumerate(found.TILES):
             ways[f"triton{number}"] = partial(found.convolution, tile=tile)
+        if convolution == "fused":
+            return cls(found, found, ways["triton"], fused=True)
         return cls(found, found, ways[convolution])
 
 
@@ -164,9 +168,9 @@ class HalfHubert:
         count = (place.lengths - kernel) // stride + 1  # B, windows of each row
         slot = torch.arange(packing.total_slots, device=waveform.device) - place.starts[place.row_of_slot]
         window = slot[:, None] * per_slot + torch.arange(per_slot, device=waveform.device)  # slots M
-        valid = (window < count[place.row_of_slot][:, None]).double()[..., None]
-        seen = waveform.as_strided((packing.total_slots, per_slot, kernel), (packing.hop, stride, 1)).double()
-        seen = seen * valid  # slots M kernel
+        valid = (window < count[place.row_of_slot][:, None]).float()[..., None]
+        seen = waveform.as_strided((packing.total_slots, per_slot, kernel), (packing.hop, stride, 1))
+        seen = (seen * valid).double()  # slots M kernel
         sums = torch.cat([seen.sum(1), (seen.transpose(1, 2) @ seen).flatten(1)], dim=1)
         sums = place.of_rows(sums) / count[:, None]  # B kernel + kernel * kernel
         mean, square = sums[:, :kernel], sums[:, kernel:].unflatten(1, (kernel, kernel))
@@ -192,7 +196,7 @@ class _Place:
     spaced_index: Tensor  # (sum of N,)
 
     def of_rows(self, of_slots: Tensor) -> Tensor:
-        """(slots, X) float64 to the sums over each row's slots (B, X), always in the same order: no atomics."""
+        """(slots, X) float64 to the sums over each row's slots (B, X), always in the same order."""
         # The sizes are right by the way they are made; checking them would wait for the device.
         of_pieces = torch.segment_reduce(of_slots, "sum", lengths=self.pieces, axis=0, unsafe=True)
         return torch.segment_reduce(of_pieces, "sum", lengths=self.pieces_of_row, axis=0, unsafe=True)
@@ -278,6 +282,9 @@ class _Layer:
         self.attend = _linear(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = _linear(dtype, attention.out_proj)
         self.up, self.down = _linear(dtype, forward.intermediate_dense), _linear(dtype, forward.output_dense)
+        self.product = None
+        if kernels.fused and self.activation is functional.gelu:
+            self.product, self.up = kernels.convolution, (self.up[0].T.contiguous(), self.up[1])  # D F, F
 
     def __call__(self, hidden: Tensor, edges: Tensor, longest: int) -> Tensor:
         """(sum of N, D) to the same; row i is from edges[i] to edges[i + 1]."""
@@ -288,7 +295,11 @@ class _Layer:
         return self.norm(hidden, self._forward(hidden), *self.last_norm)
 
     def _forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(self.activation(functional.linear(hidden, *self.up)), *self.down)
+        if self.product is not None:  # a convolution over one row at a time
+            hidden = self.product(hidden, *self.up, 1, True)
+        else:
+            hidden = self.activation(functional.linear(hidden, *self.up))
+        return functional.linear(hidden, *self.down)
 
     def _attention(self, hidden: Tensor, edges: Tensor, longest: int) -> Tensor:
         projected = functional.linear(hidden, *self.attend).unflatten(-1, (3, self.heads, -1))

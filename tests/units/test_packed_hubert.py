@@ -72,6 +72,16 @@ def test_the_plan_of_a_gpu(architecture, dtype, normalize):
     assert (found.float() - right).abs().max() < limit * right.abs().max()
 
 
+@ALL
+def test_the_wider_product_with_its_gelu(architecture):
+    encoder = make_encoder(architecture)
+    given = waveforms_of(encoder)
+    plan = HalfHubert(encoder, 3, torch.float32, Kernels(fused=True))
+    assert all(layer.product is not None for layer in plan.layers)
+    right = expected(encoder, given)
+    assert (plan(given)[0] - right).abs().max() < 1e-5 * right.abs().max()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures(name):
     encoder = make_encoder(OTHERS[name], normalize=False)
@@ -176,7 +186,7 @@ def test_triton_kernels_are_the_plain_ones():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("way", ["triton", "cudnn", "plain"])
+@pytest.mark.parametrize("way", ["triton", "fused", "cudnn", "plain"])
 @ALL
 def test_on_a_gpu(architecture, way):
     widths = {"conv_dim": [64] * 7, "hidden_size": 64, "num_hidden_layers": 3}
