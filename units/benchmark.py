@@ -20,7 +20,8 @@ from speechgpt.units.encode import UnitEncoder, encode_manifest
 from speechgpt.units.encoder import HALF, Encoder, choose_device
 from speechgpt.units.extraction import BATCH_SECONDS
 from speechgpt.units.growth import extraction_growth
-from speechgpt.units.half_hubert import HalfHubert, Kernels
+from speechgpt.units.half_hubert import HalfHubert
+from speechgpt.units.half_kernels import Kernels
 from speechgpt.units.machine import Machine, alternate, seconds_of
 from speechgpt.units.made_up_encoder import base_encoder, fairseq_pair, fitted
 from speechgpt.units.made_up_speech import speech, write_corpus

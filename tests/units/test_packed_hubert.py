@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from speechgpt.units import encoder as module
-from speechgpt.units.half_hubert import HalfHubert, Kernels, _Place
+from speechgpt.units.half_hubert import HalfHubert, _Place
+from speechgpt.units.half_kernels import Kernels
 from speechgpt.units.packed_hubert import PackedHubert
 from speechgpt.units.packing import Packing
 from speechgpt.units.plain_kernels import convolution, library_convolution
