@@ -26,6 +26,7 @@ from speechgpt.units.machine import Machine, alternate, seconds_of
 from speechgpt.units.made_up_encoder import base_encoder, fairseq_pair, fitted
 from speechgpt.units.made_up_speech import speech, write_corpus
 from speechgpt.units.margins import compare_units
+from speechgpt.units.operations import flops_a_second
 
 MINI = Path(str(files("speechgpt"))) / "models" / "mini"
 AUDIO = "SPEECHGPT_BENCH_AUDIO"  # a folder of recordings for the agreement on mini's encoder
@@ -33,19 +34,6 @@ FAST = {"cpu": "int8", "cuda": HALF}  # the precision whose units are compared w
 X = "x real time"
 PASSES = 3  # over the made-up speech on a GPU, so that the first batch's wait for the host hardly counts
 VARIANTS = ("triton0", "triton1", "fused", "cudnn", "plain")
-
-
-def flops_a_second(encoder: Encoder, layer: int, frames: float = 600) -> float:
-    """Of a second of audio in files of `frames` frames: two for each multiplication of the products."""
-    config, positions, total, given = encoder.config, float(encoder.sample_rate), 0.0, 1
-    for made, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
-        positions /= stride
-        total += positions * given * made * kernel
-        given = made
-    width = config.hidden_size
-    near = width * width // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
-    a_layer = 4 * width * width + 2 * width * config.intermediate_size + 2 * frames * width
-    return 2 * (total + positions * (given * width + near + layer * a_layer))
 
 
 def _seconds(waveforms: Sequence[np.ndarray]) -> float:
@@ -243,12 +231,15 @@ def files_speed(machine: Machine, quick: bool) -> Iterator[Measurement]:
         if theirs is not None:
             slow = sum(row.seconds for row in few) / seconds_of(one_at_a_time, machine, 1, 1)
         # A shard a run, as several GPUs or nodes would take them.
-        started = time.perf_counter()
+        times = []
         for shard in range(2):
+            started = time.perf_counter()
             encode_manifest(units, manifest, Path(folder) / f"units-{shard}.jsonl", (shard, 2))
-        fast = seconds / (time.perf_counter() - started)
+            times.append(time.perf_counter() - started)
+        fast = seconds / sum(times)
     part = f"FLAC files to sharded unit files, {'toy' if quick else 'HuBERT base'}, {how}"
-    note = f"{seconds / 3600:.2f} h in {rows} rows, {os.cpu_count()} cores"
+    note = f"{seconds / 3600:.2f} h in {rows} rows, {os.cpu_count()} cores; "
+    note += f"shards of {times[0]:.2f} and {times[1]:.2f} s"
     yield Measurement(part, X, slow, fast, note=note)
 
 
