@@ -27,6 +27,14 @@ RATES = (
 )  # Hz, lowest and highest: beyond them a header lies, and resampling would fill the memory
 
 
+# Whose container says how many samples there are, and which libsndfile does not correct.
+EXACT_FORMATS = ("FLAC", "OGG")
+
+
+class TooLongError(ValueError):
+    """More audio than the caller takes in one piece."""
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     seconds: float
@@ -97,17 +105,21 @@ def read_audio(
     """Returns the waveform (T,) float32, mono, at `sample_rate`.
 
     Raises FileNotFoundError, or ValueError naming the file, when it is not audio, is empty, holds fewer
-    samples than its header says, is longer than `max_seconds`, or (with `check`) fails `check_waveform`.
+    samples than its header says, or (with `check`) fails `check_waveform`; TooLongError, a ValueError, when
+    it is longer than `max_seconds`.
     """
     with open_audio(path) as source:
         info = _info(source)
         if info.samples == 0:
             raise ValueError(f"{path}: the file holds no samples")
         if max_seconds is not None and info.seconds > max_seconds:
-            raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
+            raise TooLongError(
+                f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s"
+            )
         blocks = list(mono_blocks(source))
+        exact = source.format in EXACT_FORMATS
     samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])  # T
-    expected = _declared_samples(path, info)
+    expected = info.samples if exact else _declared_samples(path, info)
     if len(samples) < expected:
         raise ValueError(f"{path}: truncated, {len(samples)} samples where the header says {expected}")
     waveform = resample(samples, info.sample_rate, sample_rate)  # T

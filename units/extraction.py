@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from speechgpt.data.audio import probe, read_audio, scan_audio
+from speechgpt.data.audio import TooLongError, read_audio, scan_audio
 from speechgpt.data.parallel import cores
 from speechgpt.data.rows import Utterance
 from speechgpt.units.encoder import Encoder
@@ -101,11 +101,12 @@ def _read(row: Utterance, manifest: str | Path, encoder: Encoder) -> np.ndarray 
     """The waveform (T,); None for a file so long that it goes in windows; a reason when it cannot be read."""
     path = row.audio(manifest)
     try:
-        # The manifest's word is not enough: a long file in one piece would fill the memory.
-        if probe(path).seconds > WINDOW_SECONDS:
+        try:
+            # The manifest's word is not enough: a long file in one piece would fill the memory.
+            waveform = read_audio(path, encoder.sample_rate, WINDOW_SECONDS)
+        except TooLongError:
             scan_audio(path)
             return None
-        waveform = read_audio(path, encoder.sample_rate)
     except (ValueError, OSError) as error:
         return str(error)
     if len(waveform) < encoder.receptive_field:  # longer than HuBERT's 400 samples for encoders of 25 Hz

@@ -41,7 +41,7 @@ def peak_memory(machine: Machine) -> Iterator[Callable[[], float]]:
 
     def peak() -> float:
         device = torch.cuda.max_memory_allocated() - allocated if machine.kind == "cuda" else 0
-        return max(0, most - before) + device
+        return max(0, most - before, resident() - before) + device  # the watcher may not have had its turn
 
     try:
         yield peak

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+PIECE_SLOTS = 32  # slots summed at a time, so that a GPU sums a long row in many places at once
+
 
 class Packing:
     """Rows of `lengths` samples. All arrays are int64 on the host; what a device needs goes in one piece."""
@@ -42,6 +44,14 @@ class Packing:
     def row_of_slot(self) -> np.ndarray:
         """(slots,): the row that each hop belongs to."""
         return np.repeat(np.arange(len(self.slots)), self.slots)
+
+    def pieces(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots of each piece (pieces,), of `PIECE_SLOTS` at most, none over a row's end; each row's number
+        of pieces (B,)."""
+        counts = -(-self.slots // PIECE_SLOTS)  # B
+        sizes = np.full(counts.sum(), PIECE_SLOTS)
+        sizes[counts.cumsum() - 1] = self.slots - (counts - 1) * PIECE_SLOTS
+        return sizes, counts
 
     def fill(self, waveforms: Sequence[np.ndarray], out: np.ndarray) -> None:
         """Writes waveforms (T,) into `out` (slots * hop,) float32, zero after each row's end."""

@@ -109,7 +109,8 @@ def first_convolution(
 TILES = ((128, 256, 64, 3, 8), (128, 128, 64, 4, 8), (256, 128, 64, 3, 8), (128, 128, 64, 3, 4))
 
 
-@triton.jit
+# A count that 16 divides would be compiled apart: a second's pause at some batch of a long run.
+@triton.jit(do_not_specialize=["count"])
 def _product(
     rows,
     weight,

@@ -162,6 +162,22 @@ def test_encode_with_parts_of_its_own(run, recordings, tiny_parts):
     assert run("encode", *recordings, *given, "--layer", 2, model=None)[1] == by_model
 
 
+def test_encode_in_the_precision_that_is_asked_for(run, recordings, monkeypatch):
+    from speechgpt.units.encode import UnitEncoder
+
+    used, use = [], UnitEncoder.use
+    monkeypatch.setattr(UnitEncoder, "use", lambda self, how: used.append(how) or use(self, how))
+    _, exact, _ = run("encode", *recordings, "--frames")
+    code, small, _ = run("encode", *recordings, "--frames", "--dtype", "int8")
+    assert code == 0 and used[-1] == "int8" and [len(line) > 0 for line in small] == [True] * 3
+    frames = [np.concatenate([text_to_units(line) for line in lines]) for lines in (exact, small)]
+    assert len(frames[0]) == len(frames[1]) and (frames[0] == frames[1]).mean() > 0.8
+    code, _, err = run("encode", recordings[0], "--dtype", "float8")
+    assert code == 2 and "precision float8 on cpu: expected one of float32, int8" in err[0]
+    code, _, err = run("encode", "-", "--dtype", "int8")
+    assert code == 2 and "streams are float32" in err[0]
+
+
 def test_stereo_channels_are_averaged_never_laid_end_to_end(run, recordings, tmp_path, make_tone):
     left, right = make_tone(0.8, 200), make_tone(0.8, 100)
     stereo, mono = tmp_path / "stereo.wav", tmp_path / "mono.wav"

@@ -1,8 +1,8 @@
 """The benchmark's parts run on toy sizes, and their figures are what they say."""
 
-import numpy as np
+import mmap
+
 import pytest
-import torch
 
 from speechgpt.data.measurement import Growth, Measurement
 from speechgpt.units import benchmark
@@ -10,6 +10,7 @@ from speechgpt.units.encoder import Encoder
 from speechgpt.units.growth import peak_memory
 from speechgpt.units.machine import Machine
 from speechgpt.units.made_up_speech import lengths_of_speech
+from speechgpt.units.operations import flops_a_second
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def test_parts_run(machine, name):
 def test_the_baseline_is_fairseq_with_the_same_units(machine):
     pytest.importorskip("fairseq")
     exact, small = benchmark.parts["speech to units"](machine, True)
-    assert exact.baseline and exact.limit and "100.00% of the units" in exact.note
+    assert exact.baseline and exact.limit and "units are fairseq's, 0 differ by more" in exact.note
     assert small.baseline == exact.baseline
 
 
@@ -44,8 +45,8 @@ def test_the_command_prints_each_figure(capsys):
 def test_operations_of_hubert_base():
     """13.2 GFLOP a second of audio to layer 11, of which the convolutions are 4.9."""
     encoder = Encoder.create({"num_hidden_layers": 1}, False, 0)
-    assert 13e9 < benchmark.flops_a_second(encoder, 11) < 14.5e9
-    assert 4.8e9 < benchmark.flops_a_second(encoder, 0) - 2 * 50 * 768 * (512 + 48 * 128) < 5.1e9
+    assert 13e9 < flops_a_second(encoder, 11) < 14.5e9
+    assert 4.8e9 < flops_a_second(encoder, 0) - 2 * 50 * 768 * (512 + 48 * 128) < 5.1e9
 
 
 def test_lengths_are_librispeechs():
@@ -54,10 +55,7 @@ def test_lengths_are_librispeechs():
 
 
 def test_peak_memory_sees_what_is_taken(machine):
-    with peak_memory(machine) as peak:
-        taken = np.ones(64 << 20, np.uint8)
-        torch.ones(1).add_(float(taken[0]))
-        import time
-
-        time.sleep(0.05)
+    # Straight from the system: what malloc has kept since an earlier test would count as had before.
+    with peak_memory(machine) as peak, mmap.mmap(-1, 64 << 20) as taken:
+        taken.write(bytes(1 << 20) * 64)
         assert peak() > 50 << 20

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.data.audio import AudioInfo, write_wav
+from speechgpt.data.audio import write_wav
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.rows import Utterance, read_manifest, read_units, write_manifest
 from speechgpt.units import encode as module
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(units, corpus, tmp_pa
     monkeypatch.setattr(module, "write_jsonl", original)
     read = []
     monkeypatch.setattr(
-        extraction, "read_audio", lambda path, rate: read.append(path) or module.read_audio(path, rate)
+        extraction, "read_audio", lambda path, *given: read.append(path) or module.read_audio(path, *given)
     )
     encode_manifest(units, corpus, out, part_seconds=2)
     assert out.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
@@ -145,6 +145,10 @@ def test_command(units, corpus, tmp_path):
     arguments += ["--manifest", str(corpus), "--out", str(tmp_path / "units.jsonl"), "--device", "cpu"]
     assert module.main([*arguments, "--shard", "1/2"]) == 0
     assert [row.id for row in read_units(tmp_path / "units.jsonl")] == [f"row{i}" for i in range(7, 14)]
+    for dtype, computed_in in (("auto", "float32"), ("int8", "int8")):
+        assert module.main([*arguments, "--dtype", dtype]) == 0
+        made_by = json.loads((tmp_path / "units.provenance.json").read_text())
+        assert made_by["computed_in"] == computed_in
     with pytest.raises(ValueError, match="layer 1, |of layer 2, here it is 1"):
         module.main([*arguments, "--layer", "1"])
 
@@ -229,8 +233,7 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
         return torch.randn(sum(frames), 16, generator=generator), frames
 
     monkeypatch.setattr(encoder, "frames_of", frames_of)
-    monkeypatch.setattr(extraction, "probe", lambda path: AudioInfo(1.0, 16_000, 1, 16_000))
-    monkeypatch.setattr(extraction, "read_audio", lambda path, rate: np.zeros(3200, np.float32))
+    monkeypatch.setattr(extraction, "read_audio", lambda path, *given: np.zeros(3200, np.float32))
     peaks = []
     for number, count in enumerate((300, 300, 3000)):  # 3 and 30 hours; the first run also loads things
         rows = (Utterance(f"row-{n:07d}", "a.wav", 36.0, text="word " * 20) for n in range(count))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from speechgpt.units import encoder as module
-from speechgpt.units.half_hubert import HalfHubert, Kernels
+from speechgpt.units.half_hubert import HalfHubert, _Place
+from speechgpt.units.half_kernels import Kernels
 from speechgpt.units.packed_hubert import PackedHubert
 from speechgpt.units.packing import Packing
 from speechgpt.units.plain_kernels import convolution, library_convolution
@@ -72,6 +73,16 @@ def test_the_plan_of_a_gpu(architecture, dtype, normalize):
     assert (found.float() - right).abs().max() < limit * right.abs().max()
 
 
+@ALL
+def test_the_wider_product_with_its_gelu(architecture):
+    encoder = make_encoder(architecture)
+    given = waveforms_of(encoder)
+    plan = HalfHubert(encoder, 3, torch.float32, Kernels(fused=True))
+    assert all(layer.product is not None for layer in plan.layers)
+    right = expected(encoder, given)
+    assert (plan(given)[0] - right).abs().max() < 1e-5 * right.abs().max()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures(name):
     encoder = make_encoder(OTHERS[name], normalize=False)
@@ -125,9 +136,20 @@ def test_rows_are_laid_at_whole_frames():
     assert packing.frame_index().tolist() == [0, 1, 3, 5]
     assert packing.spaced_index().tolist() == [0, 1, 8, 16] and packing.spaced_total == 24
     assert packing.row_of_slot().tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert [part.tolist() for part in packing.pieces()] == [[3, 2, 3], [1, 1, 1]]
     out = np.full(8 * 320, 9, np.float32)
     packing.fill([np.ones(800, np.float32), np.ones(400, np.float32), np.ones(641, np.float32)], out)
     assert out.sum() == 1841 and not out[800:960].any() and out[960] == 1
+
+
+def test_long_rows_are_summed_in_pieces():
+    packing = Packing([32 * 320, 65 * 320 - 5, 1, 64 * 320 + 1], [1] * 4, 320)
+    sizes, counts = packing.pieces()
+    assert sizes.tolist() == [32, 32, 32, 1, 1, 32, 32, 1] and counts.tolist() == [1, 3, 1, 3]
+    values = torch.randn(packing.total_slots, 3, dtype=torch.float64)
+    place = _Place(*map(torch.from_numpy, (packing.lengths, packing.starts, sizes, counts)), *[None] * 4)
+    right = torch.stack([row.sum(0) for row in values.split(packing.slots.tolist())])
+    torch.testing.assert_close(place.of_rows(values), right)
 
 
 INTERPRETED = """
@@ -165,7 +187,7 @@ def test_triton_kernels_are_the_plain_ones():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("way", ["triton", "cudnn", "plain"])
+@pytest.mark.parametrize("way", ["triton", "fused", "cudnn", "plain"])
 @ALL
 def test_on_a_gpu(architecture, way):
     widths = {"conv_dim": [64] * 7, "hidden_size": 64, "num_hidden_layers": 3}
