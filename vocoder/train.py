@@ -292,12 +292,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--benchmark", type=int, metavar="N", help="time N steps of each kind on made-up data"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="show the kernels of one adversarial step on made-up data"
+    )
     options = parser.parse_args(argv)
     config = TrainConfig.load(options.config)
     if options.benchmark:
         from speechgpt.vocoder.benchmark_training import benchmark
 
         benchmark(config, options.benchmark, pick_device(options.device))
+        return 0
+    if options.profile:
+        from speechgpt.vocoder.benchmark_training import profile_step
+
+        profile_step(config, pick_device(options.device))
         return 0
     if missing := [n for n in ("manifest", "units", "out") if getattr(options, n) is None]:
         parser.error(f"needed: {', '.join('--' + n for n in missing)}")
