@@ -2,8 +2,7 @@
 
 The modules and their forward passes are SpeechBrain's. What a config may change: which periods and how many
 scales judge, their width, padding inside the period discriminators (the paper's zeros, which the convolution
-does itself, instead of reflection), memory layout, norms of weights, and how many channels a group of a
-grouped convolution has at least when it is computed.
+does itself, instead of reflection), memory layout, norms of weights.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +27,6 @@ class DiscriminatorConfig:
     zero_padding: bool = True  # False: reflection, as SpeechBrain pads
     spectral_norm: bool = True  # of the first scale, as published; False: weight norm there too
     weight_norm: bool = True  # False: plain weights
-    least_group: int = 0  # channels: smaller groups are computed together, zeros between them: the same sums
     channels_last: bool = True  # memory layout of the convolutions on CUDA
 
     def __post_init__(self):
@@ -36,8 +34,12 @@ class DiscriminatorConfig:
             raise ValueError("discriminator config: no periods and no scales, so nothing judges")
 
 
-def build_discriminators(config: DiscriminatorConfig) -> nn.Module:
-    """A module: waveforms (B, 1, T) -> (list of scores (B, S), list of lists of features)."""
+def build_discriminators(config: DiscriminatorConfig, least_group: int = 0) -> nn.Module:
+    """A module: waveforms (B, 1, T) -> (list of scores (B, S), list of lists of features).
+
+    `least_group`: channels that a group of a grouped convolution has at least when it is computed; the sums
+    stay the same.
+    """
     from speechbrain.lobes.models.HifiGAN import (
         DiscriminatorP,
         DiscriminatorS,
@@ -57,7 +59,7 @@ def build_discriminators(config: DiscriminatorConfig) -> nn.Module:
     for judge in judges.mpd.discriminators:
         _rebuild_period(judge, config)
     for judge in _scales(judges):
-        _rebuild_scale(judge, config)
+        _rebuild_scale(judge, config, least_group)
     return judges
 
 
@@ -142,10 +144,10 @@ def _rebuild_period(judge: nn.Module, config: DiscriminatorConfig) -> None:
         layer.conv = _norm(conv, config)
 
 
-def _rebuild_scale(judge: nn.Module, config: DiscriminatorConfig) -> None:
+def _rebuild_scale(judge: nn.Module, config: DiscriminatorConfig, least_group: int) -> None:
     def rebuild(old: nn.Module) -> nn.Module:
         if hasattr(old, "weight_orig"):  # spectral norm: only its layout is ours
-            if config.scale_width == 1 and not config.least_group:
+            if config.scale_width == 1 and not least_group:
                 return old
         conv = MergedConv1d(
             _scaled(old.in_channels, config.scale_width),
@@ -154,7 +156,7 @@ def _rebuild_scale(judge: nn.Module, config: DiscriminatorConfig) -> None:
             old.stride[0],
             old.padding[0],
             groups=old.groups,
-        ).merge(config.least_group)
+        ).merge(least_group)
         return nn.utils.spectral_norm(conv) if hasattr(old, "weight_orig") else _norm(conv, config)
 
     judge.convs = nn.ModuleList(rebuild(conv) for conv in judge.convs)
