@@ -1,7 +1,8 @@
 """How fast units become speech, whole and in chunks, and how far streaming is from the whole sound."""
 
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.resources import files
 from math import prod
@@ -21,8 +22,9 @@ from speechgpt.vocoder.synthesize import PRECISIONS, Synthesizer
 
 GAIN = 0.7  # of random weights: keeps the signal's size from layer to layer under the leaky ReLUs
 UNIT_FRAMES = 1.5  # that the random duration predictor gives a unit, about what speech has
-LENGTHS = {"cpu": (2, 5, 9, 14, 20), "cuda": (2, 4, 6, 8, 10, 12, 13, 14, 14, 15, 15, 16) * 16}  # s
+LENGTHS = {"cpu": (2, 5, 9, 14, 20), "cuda": (2, 4, 6, 8, 10, 12, 13, 14, 14, 15, 15, 16) * 4}  # s
 BATCH, BATCH_SECONDS = 32, 10  # of the batch of equal lengths
+COMPARED = 4  # rows of it whose sound is compared
 LEAST_NOISE = 1e-16  # of the signal: float32 holds no less
 RIGHT_FRAMES = (None, 12, 8, 5, 3, 0)  # of streaming; None is exact
 
@@ -117,6 +119,40 @@ def _fairseq(model: UnitVocoder):
             raise NotMeasuredError(str(error)) from error
 
 
+def _variants(machine: Machine) -> list[tuple[str, str]]:
+    """(precision, way) worth a figure, the likely fastest first."""
+    if machine.kind != "cuda":
+        return [("float32", "folded")]
+    return [
+        ("fp16", "fused"),
+        ("bf16", "fused"),
+        ("fp16", "folded"),
+        ("tf32", "folded"),
+        ("float32", "folded"),
+    ]
+
+
+def _each(
+    machine: Machine, model: UnitVocoder, part: str, figure: Callable[[Synthesizer], Measurement]
+) -> Iterator[Measurement]:
+    """One figure a variant; one that fails says why on stderr, and the others go on."""
+    for precision, way in _variants(machine):
+        name = f"{part}, {precision}, {way}"
+        try:
+            synthesizer = Synthesizer(model, precision, way)
+            found = figure(synthesizer)
+        except Exception as error:  # Triton's errors are of no common kind
+            print(f"{name}: failed: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
+            continue
+        used = {"FoldedGenerator": "cuDNN"} if machine.kind == "cuda" else {}
+        kernels = used.get(type(synthesizer.generator).__name__, type(synthesizer.generator).__name__)
+        found = replace(found, part=part, note=f"{precision}, {kernels}: {found.note}")
+        print(f"{name}: {found.ours:.5g} {found.unit}", file=sys.stderr, flush=True)
+        yield found
+        del synthesizer
+        machine.forget()
+
+
 def gpu(machine: Machine, quick: bool) -> Iterator[Measurement]:
     """A batch of equal lengths and a list of mixed ones, beside one utterance at a time."""
     if machine.kind != "cuda" and not quick:
@@ -127,33 +163,30 @@ def gpu(machine: Machine, quick: bool) -> Iterator[Measurement]:
     count, seconds = (2, 1) if quick else (BATCH, BATCH_SECONDS)
     even = torch.randint(config.num_units, (count, seconds * rate), device=machine.device)  # B N
     with torch.inference_mode():
-        alone = seconds_of(lambda: model(even[:1]).cpu(), machine, repeats)
-    baseline = seconds / alone
-    exact = Synthesizer(model).speak(list(even.cpu().numpy()))
-    for precision in PRECISIONS:
-        synthesizer = Synthesizer(model, precision)
-        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=True), synthesizer.arithmetic():
+        baseline = seconds / seconds_of(lambda: model(even[:1]).cpu(), machine, repeats)
+    exact = Synthesizer(model).speak(list(even[:COMPARED].cpu().numpy()))
+
+    def of_batch(synthesizer: Synthesizer) -> Measurement:
+        with torch.inference_mode(), synthesizer.arithmetic():
             x = model.embed(even)
-            taken = seconds_of(lambda: synthesizer.generator(x), machine, repeats)  # noqa: B023
-            sound = synthesizer.generator(x).cpu().numpy()
+            sound = synthesizer.generator(x)[:COMPARED].cpu().numpy()
+            taken = seconds_of(lambda: synthesizer.generator(x), machine, repeats, warmup=1)
         ratio, largest = _error(list(sound), exact)
-        note = f"{count} x {seconds} s, {precision}: {ratio:.0f} dB from float32, {largest:.1e} of the peak"
-        part = "units to speech, published size, even batch"
-        limit = _limit(machine, config, precision)
-        yield Measurement(part, "x real time", baseline, count * seconds / taken, limit, note=note)
-        machine.forget()
+        note = f"{count} x {seconds} s, {ratio:.0f} dB from float32, {largest:.1e} of the peak"
+        limit = _limit(machine, config, synthesizer.precision)
+        return Measurement("", "x real time", baseline, count * seconds / taken, limit, note=note)
+
+    yield from _each(machine, model, "units to speech, published size, even batch", of_batch)
     units = _units(config, [0.5, 1.0] if quick else list(LENGTHS["cuda"]))
-    for precision in PRECISIONS:
-        synthesizer = Synthesizer(model, precision)
+
+    def of_list(synthesizer: Synthesizer) -> Measurement:
         audio = sum(map(len, synthesizer.synthesize(units))) / config.sample_rate  # s
-        taken = seconds_of(lambda: synthesizer.synthesize(units), machine, repeats)  # noqa: B023
-        note = (
-            f"{len(units)} utterances of mixed lengths, durations predicted, samples on the host, {precision}"
-        )
-        part = "units to speech, published size, mixed lengths"
-        limit = _limit(machine, config, precision)
-        yield Measurement(part, "x real time", baseline, audio / taken, limit, note=note)
-        machine.forget()
+        taken = seconds_of(lambda: synthesizer.synthesize(units), machine, repeats - 1 or 1, warmup=0)
+        note = f"{len(units)} utterances of mixed lengths, durations predicted, samples on the host"
+        limit = _limit(machine, config, synthesizer.precision)
+        return Measurement("", "x real time", baseline, audio / taken, limit, note=note)
+
+    yield from _each(machine, model, "units to speech, published size, mixed lengths", of_list)
 
 
 def chunk(machine: Machine, quick: bool) -> Iterator[Measurement]:
@@ -167,19 +200,20 @@ def chunk(machine: Machine, quick: bool) -> Iterator[Measurement]:
     with torch.inference_mode():
         slow = seconds_of(lambda: model(whole).cpu(), machine, 1 if quick else 5)
     second = config.sample_rate / config.hop
-    for precision in PRECISIONS if machine.kind == "cuda" or quick else ("float32",):
-        synthesizer = Synthesizer(model, precision)
+
+    def figure(synthesizer: Synthesizer) -> Measurement:
         synthesizer.prepare([length])
-        sound = synthesizer.speak([frames])
-        ratio, largest = _error(sound, exact)
-        taken = seconds_of(lambda: synthesizer.speak([frames]), machine, 1 if quick else 20)  # noqa: B023
+        ratio, largest = _error(synthesizer.speak([frames]), exact)
+        taken = seconds_of(lambda: synthesizer.speak([frames]), machine, 1 if quick else 20)
         note = (
-            f"{length} frames, {precision}: {ratio:.0f} dB from float32, {largest:.1e} of the peak; the "
-            f"released way waits for all of {len(whole[0]) / second:.0f} s"
+            f"{length} frames{'' if synthesizer.replay.captured else ', not captured'}, {ratio:.0f} dB from "
+            f"float32, {largest:.1e} of the peak; the released way waits for all of "
+            f"{len(whole[0]) / second:.0f} s"
         )
-        part = f"{CHUNK_FRAMES / second:g} s chunk of speech, published size"
-        limit = length / second / _limit(machine, config, precision)
-        yield Measurement(part, "s", slow, taken, limit, lower_is_better=True, note=note)
+        limit = length / second / _limit(machine, config, synthesizer.precision)
+        return Measurement("", "s", slow, taken, limit, lower_is_better=True, note=note)
+
+    yield from _each(machine, model, f"{CHUNK_FRAMES / second:g} s chunk of speech, published size", figure)
 
 
 def streaming(machine: Machine, quick: bool) -> Iterator[Measurement]:

@@ -4,10 +4,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from speechgpt.data.measurement import Measurement, NotMeasuredError
 from speechgpt.data.rows import UnitRow
@@ -16,13 +18,16 @@ from speechgpt.vocoder.architecture import VocoderConfig
 from speechgpt.vocoder.discriminators import DiscriminatorConfig, build_discriminators
 from speechgpt.vocoder.generator import UnitVocoder
 from speechgpt.vocoder.pool import Pool
+from speechgpt.vocoder.replay import measured_kernels
 from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.steps import Steps
 
 UTTERANCES, UTTERANCE_FRAMES = 40, 200  # of noise
 FIRST_STEPS = 8  # not timed: kernel choice, optimizer states, capture
-PROFILED = 25  # kernels shown
-STEPS = 20  # timed, of `speechgpt bench`
+PROFILED, NAME = 15, 70  # kernels shown, letters of their names
+STEPS, EAGER_STEPS = 20, 5  # timed, of `speechgpt bench`; of the released way, which is slow
+COMPARED = 3  # first steps whose losses are shown side by side
+SECONDS = 45  # after which `speechgpt bench` starts no further variant
 
 
 def made_up_pool(config: TrainConfig, device: torch.device) -> Pool:
@@ -40,51 +45,66 @@ def made_up_pool(config: TrainConfig, device: torch.device) -> Pool:
 
 def benchmark(config: TrainConfig, count: int, device: torch.device) -> list[dict]:
     """Prints one line a variant as it is measured, then all of them as one JSON line; returns them."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    speakers = {"num_speakers": 4} if config.multi_speaker else {}
-    generator = replace(config.generator, num_units=config.generator.num_units or 100, **speakers)
-    config = replace(config, generator=generator, data=replace(config.data, weights={}))
-    plain = replace(config.discriminator, zero_padding=False, channels_last=False)
+    config = _without_data(config)
     eager = replace(config, cuda_graphs=False, compile=False)
     graphs = replace(config, cuda_graphs=True, compile=False)
-    contiguous = replace(config.discriminator, channels_last=False)
-    other_layout = replace(graphs, generator_channels_last=not config.generator_channels_last)
     variants = [
         ("mel only, eager", eager, "warm"),
         ("mel only, graph", graphs, "warm"),
-        ("mel only, graph, other generator layout", other_layout, "warm"),
-        (
-            "adversarial, SpeechBrain's discriminators as they are, eager",
-            replace(eager, discriminator=plain),
-            "gan",
-        ),
         ("adversarial, eager", eager, "gan"),
-        (
-            "adversarial, graph, discriminators not channels-last",
-            replace(graphs, discriminator=contiguous),
-            "gan",
-        ),
+        ("adversarial, graph, merged groups", replace(graphs, least_group=32), "gan"),
         ("adversarial, graph", graphs, "gan"),
-        ("adversarial, compiled", replace(eager, compile=True), "gan"),
-        ("adversarial, compiled and graph", replace(graphs, compile=True), "gan"),
     ]
+    if config.compile:
+        variants.append(("adversarial, compiled and graph", replace(graphs, compile=True), "gan"))
     if device.type == "cpu":
-        variants = [v for v in variants if "graph" not in v[0] and "compiled" not in v[0]]
+        variants = [v for v in variants if "graph" not in v[0]]
     pool, results = made_up_pool(config, device), []
     for name, variant, kind in variants:
         results.append({"variant": name, **_time(variant, pool, kind, count, device)})
         print(" | ".join(f"{k} {v}" for k, v in results[-1].items()), file=sys.stderr, flush=True)
-    if device.type == "cuda":
-        _profile(eager, pool, device)
     print(json.dumps(results))
     return results
 
 
-def _stepper(config: TrainConfig, pool: Pool, kind: str, device: torch.device) -> tuple[Steps, Callable]:
+def _without_data(config: TrainConfig) -> TrainConfig:
+    """The same training on made-up units and speakers."""
+    speakers = {"num_speakers": 4} if config.multi_speaker else {}
+    generator = replace(config.generator, num_units=config.generator.num_units or 100, **speakers)
+    return replace(config, generator=generator, data=replace(config.data, weights={}))
+
+
+def profile_step(config: TrainConfig, device: torch.device) -> None:
+    """Prints the kernels that take the time of one captured adversarial step, on made-up data."""
+    from torch.profiler import ProfilerActivity, profile
+
+    config = replace(_without_data(config), cuda_graphs=True)
+    _, step = _stepper(config, made_up_pool(config, device), "gan", device)
+    on_cuda = device.type == "cuda"
+    with measured_kernels() if on_cuda else nullcontext():
+        for number in range(FIRST_STEPS if on_cuda else 1):
+            step(number)
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as trace:
+        step(FIRST_STEPS)
+        if on_cuda:
+            torch.cuda.synchronize()
+    key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    kernels = sorted(trace.key_averages(), key=lambda event: -getattr(event, key))
+    whole = sum(getattr(event, key) for event in kernels)
+    print(f"one adversarial step: {whole / 1e3:.2f} ms in {sum(event.count for event in kernels)} kernels")
+    for event in kernels[:PROFILED]:
+        taken = getattr(event, key)
+        print(f"{taken / 1e3:8.3f} ms {taken / whole:6.1%} {event.count:5d} x  {event.key[:NAME]}")
+
+
+def _stepper(
+    config: TrainConfig, pool: Pool, kind: str, device: torch.device, judges: nn.Module | None = None
+) -> tuple[Steps, Callable[[int], None]]:
+    """The training and its step; `judges` replaces the config's discriminators."""
     torch.manual_seed(0)
     model = UnitVocoder(config.generator).add_weight_norm().to(device)
-    steps = Steps(model, build_discriminators(config.discriminator).to(device), config)
+    judges = build_discriminators(config.discriminator, config.least_group) if judges is None else judges
+    steps = Steps(model, judges.to(device), config)
 
     def step(number: int) -> None:
         batch = pool.draw(config.batch_size, config.segment_frames, config.duration_window, (0, number))
@@ -93,20 +113,31 @@ def _stepper(config: TrainConfig, pool: Pool, kind: str, device: torch.device) -
     return steps, step
 
 
-def _time(config: TrainConfig, pool: Pool, kind: str, count: int, device: torch.device) -> dict:
-    """Steps per second over `count` steps, after the first ones."""
+def _time(
+    config: TrainConfig,
+    pool: Pool,
+    kind: str,
+    count: int,
+    device: torch.device,
+    judges: nn.Module | None = None,
+) -> dict:
+    """Steps per second over `count` steps, after the first ones, whose losses are in `first_losses`.
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
+    Eager steps take cuDNN's first guess of kernels; captured ones those that it measured.
+    """
+    on_cuda = device.type == "cuda"
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
     try:
         started = time.monotonic()
-        if device.type == "cuda":
+        if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        steps, step = _stepper(config, pool, kind, device)
-        for number in range(FIRST_STEPS if device.type == "cuda" else 1):
-            step(number)
+        steps, step = _stepper(config, pool, kind, device, judges)
+        seen = []
+        with measured_kernels() if on_cuda and config.cuda_graphs else nullcontext():
+            for number in range(FIRST_STEPS if on_cuda else COMPARED):
+                step(number)
+                if number < COMPARED:
+                    seen.append(steps.read())
         wait()
         first = time.monotonic()
         for number in range(count):
@@ -114,7 +145,7 @@ def _time(config: TrainConfig, pool: Pool, kind: str, count: int, device: torch.
         wait()
         seconds = time.monotonic() - first
         phases = steps.warm_phases if kind == "warm" else steps.adversarial_phases
-        memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+        memory = torch.cuda.max_memory_allocated() / 2**30 if on_cuda else 0.0
         steps.check(count)
     except (RuntimeError, ValueError) as error:  # one variant that fails must not hide the others
         return {"failed": " ".join(str(error).split())[:400]}
@@ -123,41 +154,24 @@ def _time(config: TrainConfig, pool: Pool, kind: str, count: int, device: torch.
         "captured": phases.captured,
         "start_seconds": round(first - started, 1),
         "memory_gib": round(memory, 1),
-        "losses": {name: round(value, 4) for name, value in steps.read().items()},
+        "first_losses": [{name: round(value, 4) for name, value in losses.items()} for losses in seen],
     }
 
 
-def _profile(config: TrainConfig, pool: Pool, device: torch.device) -> None:
-    """The kernels that take the time of two eager adversarial steps."""
-    from torch.profiler import ProfilerActivity, profile
-
-    _, step = _stepper(config, pool, "gan", device)
-    for number in range(3):
-        step(number)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        step(3)
-        step(4)
-        torch.cuda.synchronize()
-    table = trace.key_averages().table(
-        sort_by="cuda_time_total", row_limit=PROFILED, max_name_column_width=70
-    )
-    print(table, file=sys.stderr, flush=True)
-
-
-# Published sizes and SpeechBrain's whole discriminators. Only the first variant pads by reflection in slow
-# kernels of its own; `same padding` says which of the others compute the very same losses.
-REFLECTION = DiscriminatorConfig(zero_padding=False, channels_last=False)
+# Reflection is SpeechBrain's padding: the very losses of its own modules. The paper's zeros find others.
+REFLECTION = DiscriminatorConfig(zero_padding=False)
 VARIANTS = {
-    "reflected, graph": {"discriminator": REFLECTION},
-    "reflected, channels-last, graph": {"discriminator": replace(REFLECTION, channels_last=True)},
-    "zeros, graph": {"discriminator": DiscriminatorConfig(channels_last=False)},
-    "zeros, channels-last, graph": {"discriminator": DiscriminatorConfig()},
-    "zeros, all channels-last, graph": {
-        "discriminator": DiscriminatorConfig(),
-        "generator_channels_last": True,
+    "captured, channels-last, groups of 32": {"discriminator": REFLECTION, "least_group": 32},
+    "captured, channels-last": {"discriminator": REFLECTION},
+    "captured, groups of 32": {
+        "discriminator": replace(REFLECTION, channels_last=False),
+        "least_group": 32,
     },
-    "zeros, compiled, graph": {"discriminator": DiscriminatorConfig(channels_last=False), "compile": True},
+    "captured, zeros, channels-last, groups of 32": {
+        "discriminator": DiscriminatorConfig(),
+        "least_group": 32,
+    },
+    "captured, channels-last, groups of 64": {"discriminator": REFLECTION, "least_group": 64},
 }
 
 
@@ -165,8 +179,7 @@ def training(machine: Machine, quick: bool) -> Iterator[Measurement]:
     """Steps of the published sizes on batches of 32 x 0.64 s, beside SpeechBrain's modules run eagerly."""
     if machine.kind != "cuda" and not quick:
         raise NotMeasuredError("a step takes minutes on a CPU")
-    if machine.kind == "cuda":
-        torch.backends.cudnn.benchmark = True
+    began = time.monotonic()
     small = {"num_units": 50, "embedding_dim": 8, "initial_channels": 32} if quick else {}
     generator = VocoderConfig(**small, duration_dropout=0.0)  # so that every variant draws the same
     config = TrainConfig(
@@ -177,25 +190,31 @@ def training(machine: Machine, quick: bool) -> Iterator[Measurement]:
     )
     narrow = {"period_width": 1 / 16, "scale_width": 1 / 16} if quick else {}
     count, pool = 1 if quick else STEPS, made_up_pool(config, machine.device)
-    eager = replace(config, discriminator=replace(REFLECTION, **narrow), cuda_graphs=False)
-    released = _time(eager, pool, "gan", count, machine.device)
+    eager = replace(config, discriminator=replace(REFLECTION, channels_last=False), cuda_graphs=False)
+    judges = _released(narrow)
+    weights = {name: value.clone() for name, value in judges.state_dict().items()}
+    limit = machine.matrix_flops(torch.bfloat16) / _step_flops(eager, pool, machine.device, judges)
+    judges.load_state_dict(weights)
+    released = _time(eager, pool, "gan", 1 if quick else EAGER_STEPS, machine.device, judges)
     if "failed" in released:
         raise RuntimeError(released["failed"])
-    limit = machine.matrix_flops(torch.bfloat16) / _step_flops(eager, pool, machine.device)
+    print(f"training, released modules: {released}", file=sys.stderr, flush=True)
+    del judges
     for name, changes in list(VARIANTS.items())[:: 3 if quick else 1]:
-        changes = changes | {"discriminator": replace(changes["discriminator"], **narrow)}
-        machine.forget()
-        found = _time(replace(config, **changes), pool, "gan", count, machine.device)
-        if "failed" in found:
-            print(f"training, {name}: {found['failed']}", file=sys.stderr, flush=True)
+        if time.monotonic() - began > SECONDS:
+            print(f"training, {name}: left out, {SECONDS} s are over", file=sys.stderr, flush=True)
             continue
-        losses = "; ".join(
-            f"{key} {found['losses'][key]:.3f} ({released['losses'][key]:.3f})"
-            for key in ("mel", "discriminator", "features")
-        )
+        machine.forget()
+        plan = replace(config, **changes)
+        judges = build_discriminators(replace(plan.discriminator, **narrow), plan.least_group)
+        judges.load_state_dict(weights)
+        found = _time(plan, pool, "gan", count, machine.device, judges)
+        print(f"training, {name}: {found}", file=sys.stderr, flush=True)
+        if "failed" in found:
+            continue
         note = (
-            f"{name}{'' if found['captured'] else ' (not captured)'}; losses after "
-            f"{FIRST_STEPS + count} steps (released): {losses}; {found['memory_gib']} GiB"
+            f"{name}{'' if found['captured'] else ' (not captured)'}; first {COMPARED} steps beside the "
+            f"released ones: {_losses(found, released)}; {found['memory_gib']} GiB"
         )
         yield Measurement(
             "training of the vocoder, published sizes",
@@ -207,11 +226,28 @@ def training(machine: Machine, quick: bool) -> Iterator[Measurement]:
         )
 
 
-def _step_flops(config: TrainConfig, pool: Pool, device: torch.device) -> int:
+def _released(narrow: dict) -> nn.Module:
+    """SpeechBrain's discriminators as they are; of another width, for tests, ours in their place."""
+    from speechbrain.lobes.models.HifiGAN import HifiganDiscriminator
+
+    torch.manual_seed(1)
+    return build_discriminators(replace(REFLECTION, **narrow)) if narrow else HifiganDiscriminator()
+
+
+def _losses(found: dict, released: dict) -> str:
+    """Each loss over the first steps, the released way's in brackets."""
+    parts = []
+    for key in ("mel", "discriminator", "adversarial", "features"):
+        one, two = (", ".join(f"{s[key]:.4g}" for s in run["first_losses"]) for run in (found, released))
+        parts.append(f"{key} {one} ({two})")
+    return "; ".join(parts)
+
+
+def _step_flops(config: TrainConfig, pool: Pool, device: torch.device, judges: nn.Module) -> int:
     """Floating-point operations of one adversarial step's convolutions and products."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    _, step = _stepper(config, pool, "gan", device)
+    _, step = _stepper(config, pool, "gan", device, judges)
     with FlopCounterMode(display=False) as counter:
         step(0)
     return counter.get_total_flops()

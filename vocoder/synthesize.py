@@ -1,6 +1,8 @@
 """Batch synthesis: lists of units to waveforms, with predicted or given durations."""
 
-from collections.abc import Sequence
+import logging
+import subprocess
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -21,19 +23,26 @@ PRECISIONS = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+WAYS = ("fused", "folded")  # to compute half precision on CUDA: a kernel of ours a convolution, or cuDNN
+HALF_WAY = "fused"
 BATCH_FRAMES = 6_000  # padded frames of one generator batch (two minutes at 50 Hz): bounds the memory
 BATCH_UNITS = 100_000  # padded units of one batch of the duration predictor
+
+logger = logging.getLogger(__name__)
 
 
 class Synthesizer:
     """Speaks deduplicated units. Every row of a batch sounds as it would alone."""
 
-    def __init__(self, vocoder: UnitVocoder, precision: str = "float32"):
-        """The weights are copied as they are now. `precision`: one of PRECISIONS."""
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    def __init__(self, vocoder: UnitVocoder, precision: str = "float32", way: str = HALF_WAY):
+        """The weights are copied as they are now. `precision`: one of PRECISIONS. `way`: one of WAYS, for
+        half precision on CUDA alone.
+        """
+        for name, value, known in (("precision", precision, PRECISIONS), ("way", way, WAYS)):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
         self.vocoder, self.precision = vocoder.eval(), precision
-        self.generator = FoldedGenerator(vocoder, PRECISIONS[precision])
+        self.generator = _generator(vocoder, PRECISIONS[precision], way)
         self.replay = Replay(self.generator)
 
     @classmethod
@@ -178,6 +187,22 @@ class Synthesizer:
         if not 0 <= speaker < config.num_speakers:
             raise ValueError(f"speaker {speaker} is out of range: this vocoder has {config.num_speakers}")
         return int(speaker)
+
+
+def _generator(vocoder: UnitVocoder, dtype: torch.dtype, way: str) -> Callable[..., Tensor]:
+    """The generator made for speaking; cuDNN's where Triton is not installed or cannot compile."""
+    if vocoder.device.type == "cuda" and dtype != torch.float32 and way == "fused":
+        try:
+            from speechgpt.vocoder.fused import FusedGenerator
+            from speechgpt.vocoder.triton_kernels import probe
+
+            probe(vocoder.device)
+            return FusedGenerator(vocoder, dtype)
+        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            logger.warning(
+                "Triton's kernels cannot be used, cuDNN speaks: %s", " ".join(str(error).split())[:300]
+            )
+    return FoldedGenerator(vocoder, dtype)
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:

@@ -1,13 +1,17 @@
 """The vocoder's parts of `speechgpt bench` run on toy sizes and say what they compare."""
 
+import re
+
 import pytest
 import torch
 
 from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.units.machine import Machine
+from speechgpt.vocoder import benchmark_speaking
 from speechgpt.vocoder.architecture import VocoderConfig
 from speechgpt.vocoder.benchmark import parts
 from speechgpt.vocoder.benchmark_speaking import multiplications, random_vocoder
+from speechgpt.vocoder.benchmark_training import training
 from speechgpt.vocoder.generator import UnitVocoder
 
 
@@ -41,3 +45,23 @@ def test_random_weights_are_heard():
         sound = model(torch.arange(40)[None])
     assert 0.1 < sound.std() < 0.9
     assert 1 <= model.durations(torch.arange(40)[None]).float().mean() <= 2
+
+
+def test_variants_of_the_training_find_the_released_losses():
+    """Where the padding is SpeechBrain's, the first steps' losses are those of its modules, in bf16."""
+    for entry in training(Machine("cpu", quick=True), True):
+        if "zeros" not in entry.note:
+            found, released = re.search(r"features (\S+), .*? \((\S+),", entry.note).groups()
+            assert float(found) == pytest.approx(float(released), rel=0.02)
+            found, released = re.search(r"discriminator (\S+), .*? \((\S+),", entry.note).groups()
+            assert float(found) == pytest.approx(float(released), rel=0.01)
+
+
+def test_a_variant_that_fails_does_not_end_the_part(monkeypatch, capsys):
+    def broken(*_):
+        raise RuntimeError("no such\nkernel")
+
+    machine = Machine("cpu", quick=True)
+    monkeypatch.setattr(benchmark_speaking, "Synthesizer", broken)
+    assert not list(benchmark_speaking._each(machine, None, "speech", None))
+    assert "speech, float32, folded: failed: no such kernel" in capsys.readouterr().err

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from speechgpt.units.encoder import exact_convolutions
 from speechgpt.vocoder import folded
 from speechgpt.vocoder.folded import FoldedGenerator
 from speechgpt.vocoder.generator import Lengths
-from speechgpt.vocoder.replay import Replay
+from speechgpt.vocoder.replay import Replay, measured_kernels
 from speechgpt.vocoder.synthesize import PRECISIONS, Synthesizer
 
 K, HOP = 6, 320
@@ -111,3 +112,13 @@ def test_a_replay_runs_what_it_did_not_capture(small, make_vocoder):
     assert not seen and not replay.captured
     assert torch.equal(replay(torch.zeros(2, 3, 5)), torch.ones(2, 3, 5))
     assert seen == [(2, 3, 5)]
+
+
+def test_measured_kernels_live_beside_the_new_setting_of_float32():
+    """`cudnn.flags` raises once `conv.fp32_precision` was set, which speaking exactly does."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.benchmark_limit, cudnn.conv.fp32_precision
+    with exact_convolutions(), measured_kernels(3):
+        assert (cudnn.benchmark, cudnn.benchmark_limit) == (True, 3)
+        assert cudnn.conv.fp32_precision == "ieee"
+    assert (cudnn.benchmark, cudnn.benchmark_limit, cudnn.conv.fp32_precision) == before
