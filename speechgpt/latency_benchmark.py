@@ -185,6 +185,8 @@ def large_turn(machine: Machine, quick: bool) -> Iterator[Measurement]:
             middle([ours(model, noise(100 + n), low_latency) for n in range(1 if quick else 3)])
             for low_latency in (False, True)
         )
+        # The released way takes a minute to load and to answer: what is known by then is said.
+        print(f"first sound: {exact}, low latency: {fast}", file=sys.stderr, flush=True)
         answer = model.generator.answer
         released = ReleasedWay(model, answer)
         released(noise(12), 20)
