@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from speechgpt.batches import collate
-from speechgpt.data.measurement import Measurement
+from speechgpt.data.measurement import Measurement, NotMeasuredError
 from speechgpt.packed_model import learn_from_packs
 from speechgpt.packs import collate_pack, fill_packs
 from speechgpt.training_rows import PIECES, VOCABULARY, training_rows
@@ -205,6 +205,8 @@ def measure(name: str, job: Job, machine: Machine, quick: bool, released: bool =
 
 def _part(name: str, **changes) -> Callable[[Machine, bool], Iterator[Measurement]]:
     def part(machine: Machine, quick: bool) -> Iterator[Measurement]:
+        if machine.kind != "cuda" and not quick:
+            raise NotMeasuredError("a step of a billion weights takes minutes and 20 GB on a CPU")
         yield measure(name, replace(JOBS[name], **changes), machine, quick)
 
     return part

@@ -13,25 +13,28 @@ from speechgpt.training_benchmark import JOBS, PAD, TOY, Trainee, make_model, pa
 from speechgpt.training_rows import VOCABULARY
 from speechgpt.units.machine import Machine, seconds_of
 
-SIZES, QUICK_SIZES = (2048, 4096, 8192, 16_384), (512, 1024)  # tokens
+SIZES = {"cuda": (2048, 4096, 8192, 16_384), "cpu": (1024, 2048, 4096, 8192)}  # tokens
+QUICK_SIZES = (512, 1024)
+MEASURED = {"cuda": "1B full", "cpu": "mini"}  # a billion weights take a CPU minutes a step
 
 
 def grow(machine: Machine, quick: bool) -> Iterator[Growth]:
-    """Forward and backward of one pack of the 1B model, not compiled: as many shapes as points."""
-    job = replace(JOBS["1B full"], compiled=False, packs=1)
+    """Forward and backward of one pack, not compiled (as many shapes as points), without dropout."""
+    model = MEASURED[machine.kind]
+    job = replace(JOBS[model], compiled=False, packs=1, dropout=0.0)
     job = replace(job, **TOY | {"packs": 1}) if quick else job
-    sizes = QUICK_SIZES if quick else SIZES
+    sizes = QUICK_SIZES if quick else SIZES[machine.kind]
     trainee = Trainee(make_model(job, machine.device), machine.device)
     learn_from_packs(trainee.model)
     for tokens in sizes:
         _, [pack] = packed_rows(replace(job, tokens=tokens))
-        yield _growth("training, 1B, a pack", "tokens a pack", tokens, trainee, pack, machine)
+        yield _growth(f"training, {model}, a pack", "tokens a pack", tokens, trainee, pack, machine)
     most = sizes[-1]
     for length in sizes:
         ids = np.random.default_rng(0).integers(3, VOCABULARY, length)
         rows = [(ids, np.arange(length) >= length // 2, 0)] * (most // length)
         pack = collate_pack(rows, PAD, most, length)
-        name = f"training, 1B, a pack of {most} tokens"
+        name = f"training, {model}, a pack of {most} tokens"
         yield _growth(name, "tokens a row", length, trainee, pack, machine)
 
 
