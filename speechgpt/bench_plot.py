@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")  # no screen is needed
 
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator  # noqa: E402
 
 from speechgpt.data.files import atomic_path  # noqa: E402
 from speechgpt.data.measurement import Growth, Measurement  # noqa: E402
@@ -27,6 +28,9 @@ def draw_ratios(path: Path, found: Sequence[Measurement], machine: str) -> None:
     axis.set_yticks(places, [m.part for m in shown], fontsize=8)
     axis.invert_yaxis()
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(right=8 * max([m.ratio for m in shown], default=1))
     axis.set_xlabel("times faster than the released way, same run", fontsize=8)
     axis.set_title(machine, loc="left", fontsize=10, color=INK)

@@ -13,7 +13,7 @@ from speechgpt.training_benchmark import JOBS, PAD, TOY, Trainee, make_model, pa
 from speechgpt.training_rows import VOCABULARY
 from speechgpt.units.machine import Machine, seconds_of
 
-SIZES = {"cuda": (2048, 4096, 8192, 16_384), "cpu": (1024, 2048, 4096, 8192)}  # tokens
+SIZES = {"cuda": (2048, 4096, 8192, 16_384), "cpu": (512, 1024, 2048, 4096)}  # tokens
 QUICK_SIZES = (512, 1024)
 MEASURED = {"cuda": "1B full", "cpu": "mini"}  # a billion weights take a CPU minutes a step
 
