@@ -49,7 +49,7 @@ def test_a_unit_heard_wrongly_is_no_label(teacher):
 
     train = Sampler([0, 0, 0, 1, 1, 2], [7, 7, 3, 3, 3, IGNORED])
     dev = Sampler([0, 1, 1], [7, 7, 9])
-    heads = kept_heads(teacher, ["units", "phones"], train, dev)
+    heads = kept_heads(teacher, ["units", "phones"], "sum", train, dev)
     assert train.labels[0].tolist() == [0, 0, IGNORED, 1, 1, 2]
     assert train.labels[1].tolist() == [1, 1, 0, 0, 0, IGNORED]  # parts 3 and 7, and one of units unheard
     assert dev.labels[0].tolist() == [0, IGNORED, IGNORED] and dev.labels[1].tolist() == [1, 1, IGNORED]

@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(manifest, tmp_path, small_chunks
     def dies(*args):
         if len(made) == 4:
             raise KeyboardInterrupt
-        made.append(args[-1])
+        made.append(args[3])
         return perturb_waveform(*args)
 
     monkeypatch.setattr(module, "perturb_waveform", dies)
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(manifest, tmp_path, small_chunks
     folder = next((out / "audio").iterdir())
     (folder / ".x.123.part.flac").write_bytes(b"what a kill leaves")
     again = []
-    monkeypatch.setattr(module, "perturb_waveform", lambda *a: again.append(a[-1]) or perturb_waveform(*a))
+    monkeypatch.setattr(module, "perturb_waveform", lambda *a: again.append(a[3]) or perturb_waveform(*a))
     perturb([manifest], out, config, 1, jobs=1)
     assert contents(out) == contents(tmp_path / "whole")
     assert len(again) == 7 and not {"r/0.x0", "r/0.x1", "r/0.x2"} & set(again)
