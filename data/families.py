@@ -1,7 +1,8 @@
 """More wordings of questions that come in families: what is asked of one capital can be asked of all.
 
 The rows of small talk whose ids share all but their last part (opposite-old, opposite-day) are a family,
-where that last part is the word that their wordings differ in. A training wording of one becomes one of the others.
+where that last part is the word that their wordings differ in. A training wording of one becomes one of the
+others.
 """
 
 import re

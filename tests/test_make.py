@@ -195,7 +195,7 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house
     last_round = next(line for line in plan if "round.yaml --model work/mini/all/km256/llm" in line)
     assert "--mix work/mini/all/km256/instruct.jsonl --out work/mini/all/km256/round" in last_round
     assert any("assemble" in line and "--llm work/mini/all/km256/round" in line for line in later)
-    (stage3,) = {line for line in plan if "stage3.yaml --model" in line}
+    stage3 = next(line for line in plan if "stage3.yaml --model" in line)
     assert "km256/chain.jsonl work/mini/all/km256/chain-typed.jsonl --mix" in stage3
 
 

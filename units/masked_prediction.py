@@ -106,6 +106,8 @@ class CodebookHead(nn.Module):
         self.register_buffer("centroids", centroids)
         self.register_buffer("owner", owner)
         self.classes = 0 if owner is None else int(owner.max()) + 1
+        members = None if owner is None else functional.one_hot(owner, self.classes).float()  # K C
+        self.register_buffer("members", members, persistent=False)
         self.scale = float(centroids.var(0).mean()) + 1e-8  # as prototypes.py scales its features
 
     def forward(self, features: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class CodebookHead(nn.Module):
             elif self.group == "nearest":
                 scores = class_scores(flat, self.centroids, self.owner, self.classes) / self.scale
             else:
-                scores = _log_sums(self._scores(flat), self.owner, self.classes)
+                scores = _log_sums(self._scores(flat), self.members)
             return scores.view(*features.shape[:-1], -1)
 
     def _scores(self, features: Tensor) -> Tensor:
@@ -124,11 +126,10 @@ class CodebookHead(nn.Module):
         return (features @ self.centroids.T - self.centroids.square().sum(-1) / 2) / self.scale
 
 
-def _log_sums(scores: Tensor, owner: Tensor, classes: int) -> Tensor:
-    """(F, K) to (F, C): the logarithm of the sum of exponentials over each owner's, so that a softmax over
-    the owners gives each the sum of its centroids' chances."""
+def _log_sums(scores: Tensor, members: Tensor) -> Tensor:
+    """Scores (F, K), members (K, C), 1 where a centroid is of an owner, to (F, C): the logarithm of the sum
+    of exponentials, so that a softmax over the owners gives each the sum of its centroids' chances."""
     highest = scores.amax(-1, keepdim=True).detach()
-    members = functional.one_hot(owner, classes).to(scores)  # K C
     return ((scores - highest).exp() @ members).clamp(min=1e-30).log() + highest
 
 

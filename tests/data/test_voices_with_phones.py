@@ -11,6 +11,7 @@ from speechgpt.data.audio import SAMPLE_RATE
 from speechgpt.data.speaking import ARPABET, speak
 from speechgpt.data.voices import VOICES
 
+VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 RATE = 1000  # of the made-up events: a sample is a millisecond
 LEAD = round(espeak.LEAD * RATE)
 ESPEAK = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), reason="libespeak-ng is not installed")
@@ -53,10 +54,9 @@ def check(name, tmp_path, text, expected):
     assert ends == sorted(ends) and abs(ends[-1] - len(waveform) / SAMPLE_RATE) < 1e-3
     assert {phone for phone, _ in phones} <= {*ARPABET, "SIL"}
     assert [phone for phone, _ in phones if phone != "SIL"] == expected.split()
-    loud = np.sqrt(np.mean(np.square(waveform)))
-    begin, end = (round(phones[n][1] * SAMPLE_RATE) for n in (0, 1))
-    assert np.abs(waveform[: begin // 2]).max(initial=0) < loud / 2  # the first silence is one
-    assert np.abs(waveform[begin:end]).max() > loud / 2
+    loudest = np.abs(waveform).argmax() / SAMPLE_RATE
+    spoken = next(phone for phone, end in phones if end > loudest)
+    assert spoken in VOWELS
     return waveform
 
 
