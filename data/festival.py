@@ -10,7 +10,7 @@ from pathlib import Path
 
 PROGRAM = "festival"
 DEBIAN_PACKAGE = {"ked_diphone": "festvox-kdlpc16k", "cmu_us_slt_arctic_hts": "festvox-us-slt-hts"}
-DATA = Path("/usr/share/festival")  # of Debian's package; FESTIVAL_LIBDIR is another
+DATA = Path("/usr/share/festival")  # where Debian's festival looks for all that it loads
 TIMEOUT = 60  # seconds that one sentence may take
 KED_PITCH = (105.0, 15.0)  # Hz: mean and deviation of the diphone voice's own pitch
 MARK = "spoken"  # begins the line that ends a sentence
@@ -29,17 +29,13 @@ SPEAK = f"""
 TO_FLITE = {"dx": ["t"], "nx": ["n"], "el": ["ax", "l"], "em": ["ax", "m"], "en": ["ax", "n"], "axr": ["er"]}
 
 
-def data_folder() -> Path:
-    return Path(os.environ.get("FESTIVAL_LIBDIR", DATA))
-
-
 def check(voice: str) -> None:
     """Raises FileNotFoundError where the program or the voice is not installed."""
     if shutil.which(PROGRAM) is None:
         raise FileNotFoundError(f"{PROGRAM}: program not found; on Debian: apt-get install {PROGRAM}")
-    if not any(data_folder().glob(f"voices/*/{voice}")):
+    if not any(DATA.glob(f"voices/*/{voice}")):
         raise FileNotFoundError(
-            f"{data_folder()}/voices: no voice {voice}; on Debian: apt-get install {DEBIAN_PACKAGE[voice]}"
+            f"{DATA}/voices: no voice {voice}; on Debian: apt-get install {DEBIAN_PACKAGE[voice]}"
         )
 
 
@@ -47,9 +43,8 @@ class Festival:
     """One process, which keeps its lexicon and voices."""
 
     def __init__(self) -> None:
-        options = ["--libdir", str(data_folder())] if "FESTIVAL_LIBDIR" in os.environ else []
         self.process = subprocess.Popen(
-            [PROGRAM, *options, "--pipe"],
+            [PROGRAM, "--pipe"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ ESPEAK = pytest.mark.skipif(not ctypes.util.find_library("espeak-ng"), reason="l
 
 
 def needs(voice):
-    there = shutil.which("festival") and any(festival.data_folder().glob(f"voices/*/{voice}"))
+    there = shutil.which("festival") and any(festival.DATA.glob(f"voices/*/{voice}"))
     package = festival.DEBIAN_PACKAGE[voice]
     return pytest.mark.skipif(not there, reason=f"festival with {package} is not installed")
 
