@@ -57,7 +57,7 @@ LLM_MADE := $(if $(ROUND),$(U)/round/done.json,$(U)/llm/config.json)
 $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
-.PHONY: help setup demo test lint data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini
+.PHONY: help setup demo test lint data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini bench
 .PHONY: FORCE refined llm
 
 help: ## this list
@@ -109,6 +109,10 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 	$(if $(HEARD),,@echo "make listen: give SPEECH=folder with a manifest.tsv (MODEL_CARD.md), or make data first" >&2; exit 2)
 	$(SPEECHGPT) listen --model "$(TALKER)" --manifest $(HEARD) $(addprefix --qa ,$(LISTEN_QA)) \
 	  --device $(DEVICE) --out work/listen/index.html
+
+# fairseq is the released way on a CPU; where it cannot be built, its parts are named as not measured.
+bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds beside the released way: work/bench/; DEVICE=cuda, ONLY="words"
+	$(SPEECHGPT) bench --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE)) $(if $(ONLY),--only $(ONLY)) --out work/bench
 
 # As it was trained: the encoder by four processes and then, towards its codebook, by one and by two, the vocoder by
 # two, the language model by one and in its last round by two. With one GPU the encoder takes four times the steps and

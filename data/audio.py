@@ -27,6 +27,14 @@ RATES = (
 )  # Hz, lowest and highest: beyond them a header lies, and resampling would fill the memory
 
 
+# Whose container says how many samples there are, and which libsndfile does not correct.
+EXACT_FORMATS = ("FLAC", "OGG")
+
+
+class TooLongError(ValueError):
+    """More audio than the caller takes in one piece."""
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     seconds: float
@@ -38,8 +46,11 @@ class AudioInfo:
 def probe(path: str | Path) -> AudioInfo:
     """Reads the header alone. Raises FileNotFoundError or ValueError naming the file."""
     with open_audio(path) as source:
-        rate, samples = source.samplerate, source.frames
-        return AudioInfo(samples / rate, rate, source.channels, samples)
+        return _info(source)
+
+
+def _info(source: "SoundFile") -> AudioInfo:
+    return AudioInfo(source.frames / source.samplerate, source.samplerate, source.channels, source.frames)
 
 
 @contextmanager
@@ -73,7 +84,8 @@ def mono_blocks(source: "SoundFile", most: int = sys.maxsize) -> Iterator[np.nda
 
     Memory follows what is there, not what the header promises.
     """
-    size = max(1, SCAN_BLOCK // source.channels)
+    # No larger than the file claims to be: a second of speech needs no room for a minute of it.
+    size = max(1, min(SCAN_BLOCK // source.channels, source.frames))
     while len(block := source.read(min(size, most), dtype="float32", always_2d=True)):
         most -= len(block)
         yield mean_of_channels(block)
@@ -81,6 +93,8 @@ def mono_blocks(source: "SoundFile", most: int = sys.maxsize) -> Iterator[np.nda
 
 def mean_of_channels(block: np.ndarray) -> np.ndarray:
     """(T, C) float32 to the mean of the channels (T,), where the caller names samples that are not finite."""
+    if block.shape[1] == 1:
+        return block[:, 0]
     with np.errstate(over="ignore", invalid="ignore"):
         return block.mean(axis=1)
 
@@ -91,16 +105,21 @@ def read_audio(
     """Returns the waveform (T,) float32, mono, at `sample_rate`.
 
     Raises FileNotFoundError, or ValueError naming the file, when it is not audio, is empty, holds fewer
-    samples than its header says, is longer than `max_seconds`, or (with `check`) fails `check_waveform`.
+    samples than its header says, or (with `check`) fails `check_waveform`; TooLongError, a ValueError, when
+    it is longer than `max_seconds`.
     """
-    info = probe(path)
-    if info.samples == 0:
-        raise ValueError(f"{path}: the file holds no samples")
-    if max_seconds is not None and info.seconds > max_seconds:
-        raise ValueError(f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s")
     with open_audio(path) as source:
-        samples = np.concatenate([np.zeros(0, np.float32), *mono_blocks(source)])  # T
-    expected = _declared_samples(path, info)
+        info = _info(source)
+        if info.samples == 0:
+            raise ValueError(f"{path}: the file holds no samples")
+        if max_seconds is not None and info.seconds > max_seconds:
+            raise TooLongError(
+                f"{path}: {info.seconds:.0f} s of audio; the limit here is {max_seconds:.0f} s"
+            )
+        blocks = list(mono_blocks(source))
+        exact = source.format in EXACT_FORMATS
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.float32), *blocks])  # T
+    expected = info.samples if exact else _declared_samples(path, info)
     if len(samples) < expected:
         raise ValueError(f"{path}: truncated, {len(samples)} samples where the header says {expected}")
     waveform = resample(samples, info.sample_rate, sample_rate)  # T

@@ -115,12 +115,13 @@ def read_rows(kind: type, path: str | Path) -> Iterator:
 
 def write_rows(path: str | Path, rows: Iterable) -> int:
     """Writes one row a line, atomically, without the fields at their default; returns the number of rows."""
-
-    def compact(row) -> dict:
-        values = ((f, getattr(row, f.name)) for f in fields(row))
-        return {f.name: value for f, value in values if _required(f) or value != _default(f)}
-
     return write_jsonl(path, (compact(row) for row in rows))
+
+
+def compact(row) -> dict:
+    """The JSON object of a row: the fields that are not at their default."""
+    values = ((f, getattr(row, f.name)) for f in fields(row))
+    return {f.name: value for f, value in values if _required(f) or value != _default(f)}
 
 
 def _is_a(wanted: type, value) -> bool:

@@ -9,10 +9,13 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "SpeechGPT": "speechgpt.pipeline",
-    "Reply": "speechgpt.pipeline",
+    "Reply": "speechgpt.events",
+    "HeardText": "speechgpt.events",
+    "AnswerText": "speechgpt.events",
+    "Sound": "speechgpt.events",
 }
 
-__all__ = ["SpeechGPT", "Reply", "__version__"]
+__all__ = ["AnswerText", "HeardText", "Reply", "Sound", "SpeechGPT", "__version__"]
 
 
 def __getattr__(name: str):

@@ -4,9 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from speechgpt.commands import Faults, one_row, save_speech
+from speechgpt.commands import Faults, add_playing, emit, follow, save_speech
 from speechgpt.data.audio import read_audio
+from speechgpt.devices import quick_start
+from speechgpt.events import Reply
 from speechgpt.model_dir import find_model
+from speechgpt.turn_lines import TurnLines
 
 HELP = "Type a question, or: /say FILE asks with a recording, /new forgets the conversation, /quit ends it."
 DEFAULT_OUT = Path("work/chat")
@@ -20,21 +23,34 @@ def main(argv: list[str]) -> int:
         "--out-dir", type=Path, default=DEFAULT_OUT, help=f"folder for turn-N.wav ({DEFAULT_OUT})"
     )
     parser.add_argument("--no-speech", action="store_true", help="answer in text alone, write no wav")
+    add_playing(parser)
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--seed", type=int, default=0, help="for models that sample (default 0)")
     args = parser.parse_args(argv)
+    if args.no_speech and args.play:
+        raise ValueError("--no-speech leaves nothing to play: --play goes without it")
     model_dir = find_model(args.model)
-    from speechgpt.pipeline import SpeechGPT
+    with quick_start():
+        from speechgpt.pipeline import SpeechGPT
 
-    model = SpeechGPT(model_dir, args.device, encoder=False, vocoder=not args.no_speech)
-    return Chat(model, args.out_dir, not args.no_speech, args.seed).run()
+        model = SpeechGPT(model_dir, args.device, encoder=False, vocoder=not args.no_speech)
+    return Chat(model, args.out_dir, not args.no_speech, args.seed, args.play, args.low_latency).run()
 
 
 class Chat:
     """One conversation: reads lines from standard input until it ends or /quit."""
 
-    def __init__(self, model, out_dir: Path, speech: bool, seed: int) -> None:
+    def __init__(
+        self,
+        model,
+        out_dir: Path,
+        speech: bool,
+        seed: int,
+        player: str | None = None,
+        low_latency: bool = False,
+    ) -> None:
         self.model, self.out_dir, self.speech, self.seed = model, out_dir, speech, seed
+        self.player, self.low_latency = player, low_latency
         self.history: list = []
         self.turn = 0
         self.faults = Faults("chat")
@@ -66,23 +82,23 @@ class Chat:
         return line.strip() if line else None
 
     def _answer(self, question: str, spoken: bool) -> None:
-        answered = self.faults.attempt(question, self._ask, question, spoken)
-        if answered is None:
-            return
-        reply, wav = answered
-        self.history.append(reply)
-        self.turn += 1
-        if spoken:
-            print(f"heard> {one_row(reply.transcript)}")
-        print(f"answer> {one_row(reply.answer)}" + (f"   [{wav}]" if wav else ""), flush=True)
+        reply = self.faults.attempt(question, self._ask, question, spoken)
+        if reply is not None:
+            self.history.append(reply)
+            self.turn += 1
 
-    def _ask(self, question: str, spoken: bool):
+    def _ask(self, question: str, spoken: bool) -> Reply:
+        """Prints the answer as it comes, and where its speech is."""
         limit = self.model.model_dir.config.max_question_seconds
         waveform = read_audio(question, max_seconds=limit) if spoken else None
         text = None if spoken else question
-        reply = self.model.reply(waveform, text, self.speech, self.history, self.seed)
-        if reply.waveform is None:
-            return reply, None
-        wav = self.out_dir / f"turn-{self.turn + 1}.wav"
-        save_speech(wav, reply.waveform, reply.sample_rate)
-        return reply, wav
+        events = self.model.stream_reply(
+            waveform, text, self.speech, self.history, self.seed, self.low_latency
+        )
+        lines = TurnLines(sys.stdout, "heard> " if spoken else None, "answer> ")
+        reply = follow(events, lines, command=self.player)
+        if reply.waveform is not None:
+            wav = self.out_dir / f"turn-{self.turn + 1}.wav"
+            save_speech(wav, reply.waveform, reply.sample_rate)
+            emit(f"speech> {wav} ({len(reply.waveform) / reply.sample_rate:.2f} s)")
+        return reply

@@ -67,6 +67,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "fetch": ("speechgpt.data.hub:main", "a hub name's folder in the local cache, fetched if need be"),
         "assemble": ("speechgpt.assemble:main", "join encoder, codebook, LLaMA and vocoder into a model"),
         "eval": ("speechgpt.evaluate:main", "measure a model: report.json and report.html"),
+        "bench": ("speechgpt.bench:main", "measure speeds beside the released way, in one run"),
     },
 }
 

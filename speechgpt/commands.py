@@ -4,14 +4,23 @@ own; one refusal never costs the others their answer.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from speechgpt.cli import OK, complain, one_line
 from speechgpt.data.audio import read_audio
 from speechgpt.data.hub import named_path
+from speechgpt.devices import quick_start
+from speechgpt.events import Reply, Sound
+from speechgpt.turn_lines import TurnLines, one_row
+from speechgpt.wav_stream import Player, WavStream, to_standard_output
+
+if TYPE_CHECKING:
+    from speechgpt.pipeline import SpeechGPT
 
 T = TypeVar("T")
 
@@ -44,19 +53,22 @@ class Faults:
 
 
 def talk(argv: list[str]) -> int:
-    """Answers each file (or --text); each answer is printed (with --json as one object) when it is ready."""
+    """Answers each file (or --text). The answer is printed and played as it comes; with --json an object is
+    printed when it is ready."""
     args = _talk_parser().parse_args(argv)
     if bool(args.files) == (args.text is not None):
         raise ValueError("give either files or --text")
     if args.text is not None and not args.text.strip():
         raise ValueError("--text is empty")
+    if args.no_speech and (args.stream or args.play):
+        raise ValueError("--no-speech leaves nothing to play: --stream and --play go without it")
     from speechgpt.model_dir import find_model
 
     model_dir, model = find_model(args.model, **given_parts(args)), None
     typed = args.text is not None
     questions = ["--text"] if typed else args.files
     wavs = answer_names(["text"] if typed else args.files, args.out_dir)
-    faults = Faults("talk")
+    faults, sink = Faults("talk"), to_standard_output() if args.stream else None
     _import_readers()
     for question, wav in zip(questions, wavs, strict=True):
         started = time.perf_counter()
@@ -65,9 +77,7 @@ def talk(argv: list[str]) -> int:
             continue
         reading = time.perf_counter() - started
         model = model or load_model(model_dir, args, encoder=not typed, vocoder=not args.no_speech)
-        reply = faults.attempt(question, _answer, model, heard, args, wav)
-        if reply is not None:
-            _print_reply(None if typed else question, reply, wav, reading, args.json)
+        faults.attempt(question, _answer, model, heard, args, question, wav, reading, sink)
     return faults.code
 
 
@@ -82,14 +92,49 @@ def _read_question(path: str, model_dir):
     return read_audio(path, max_seconds=model_dir.config.max_question_seconds)
 
 
-def _answer(model, heard, args: argparse.Namespace, wav: Path):
-    """The reply to a waveform or a text; its speech, if any, is in `wav`."""
+def _answer(
+    model: "SpeechGPT",
+    heard: Any,
+    args: argparse.Namespace,
+    name: str,
+    wav: Path,
+    reading: float,
+    sink: WavStream | None,
+) -> None:
+    """Answers a waveform or a text: prints it as it comes, plays it, and leaves its speech, if any, in `wav`.
+
+    Timings count from the moment the file was opened, `reading` seconds ago, with the model loaded.
+    """
     spoken = not isinstance(heard, str)
     question, text = (heard, None) if spoken else (None, heard)
-    reply = model.reply(question, text, speech=not args.no_speech, seed=args.seed)
+    out = sys.stderr if sink else sys.stdout
+    events = model.stream_reply(
+        question, text, not args.no_speech, seed=args.seed, low_latency=args.low_latency
+    )
+    if args.json:
+        lines = TurnLines(out, None, None)
+    else:
+        emit(name if spoken else "typed question", out)
+        lines = TurnLines(out, "  heard   ", "  answer  ")
+    reply = follow(events, lines, sink, args.play)
     if reply.waveform is not None:
         save_speech(wav, reply.waveform, reply.sample_rate)
-    return reply
+    row = _described(name if spoken else None, reply, wav, reading)
+    emit(json.dumps(row, ensure_ascii=False) if args.json else _closing(row), out)
+
+
+def follow(events, lines: TurnLines, sink: WavStream | None = None, command: str | None = None) -> Reply:
+    """Shows the text of a turn and plays its sound as they come, on `sink` or by a player of its own."""
+    try:
+        with Player(command) if command else nullcontext(sink) as sound:
+            for event in events:
+                lines.show(event)
+                if isinstance(event, Sound) and sound is not None:
+                    sound.play(event)
+    except BaseException:
+        lines.drop()
+        raise
+    return event
 
 
 def _talk_parser() -> argparse.ArgumentParser:
@@ -103,46 +148,55 @@ def _talk_parser() -> argparse.ArgumentParser:
         help=f"folder for NAME.answer.wav (default: {DEFAULT_OUT})",
     )
     parser.add_argument("--no-speech", action="store_true", help="answer in text alone, write no wav")
+    parser.add_argument(
+        "--stream",
+        choices=["-"],
+        help="also write the sound to standard output as it comes, as one wav (... --stream - | aplay); "
+        "the text then goes to standard error",
+    )
+    add_playing(parser)
     add_json(parser)
     add_model(parser)
     add_parts(parser)
     return parser
 
 
-def _print_reply(path: str | None, reply, wav: Path, read_seconds: float, as_json: bool) -> None:
-    """`timings` count from the moment the file was opened, with the model loaded."""
-    timings = {k: None if v is None else round(v + read_seconds, 4) for k, v in reply.timings.items()}
+def add_playing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--play", metavar="COMMAND", help="also play each answer as it comes: its wav on COMMAND's input"
+    )
+    parser.add_argument(
+        "--low-latency", action="store_true", help="first sound before all of its context, a little worse"
+    )
+
+
+def _described(path: str | None, reply: Reply, wav: Path, reading: float) -> dict[str, Any]:
+    """What --json prints of a turn."""
+    timings = {k: None if v is None else round(v + reading, 4) for k, v in reply.timings.items()}
     spoken = reply.waveform is not None
-    seconds_out = round(len(reply.waveform) / reply.sample_rate, 3) if spoken else 0.0
-    if as_json:
-        row = {
-            "path": path,
-            "transcript": reply.transcript,
-            "answer": reply.answer,
-            "wav": str(wav) if spoken else None,
-            "seconds_in": round(reply.seconds_in, 3),
-            "seconds_out": seconds_out,
-            "timings": timings,
-        }
-        emit(json.dumps(row, ensure_ascii=False))
-        return
-    lines = [path or "typed question", f"  heard   {one_row(reply.transcript)}"]
-    lines.append(f"  answer  {one_row(reply.answer)}")
-    if spoken:
-        lines.append(f"  speech  {wav} ({seconds_out:.2f} s)")
-    lines.append("  took    " + describe_timings(timings))
-    emit("\n".join(lines))
+    return {
+        "path": path,
+        "transcript": reply.transcript,
+        "answer": reply.answer,
+        "wav": str(wav) if spoken else None,
+        "seconds_in": round(reply.seconds_in, 3),
+        "seconds_out": round(len(reply.waveform) / reply.sample_rate, 3) if spoken else 0.0,
+        "timings": timings,
+        "stalls": round(reply.stalls, 4),
+    }
+
+
+def _closing(row: dict[str, Any]) -> str:
+    """The lines that follow a turn's text."""
+    speech = [f"  speech  {row['wav']} ({row['seconds_out']:.2f} s)"] if row["wav"] else []
+    stalls = f", stalled for {row['stalls']:.2f} s" if row["stalls"] else ""
+    return "\n".join([*speech, f"  took    {describe_timings(row['timings'])}{stalls}"])
 
 
 def describe_timings(timings: dict[str, float | None]) -> str:
     """{"encode": 0.1, "first_token": 0.2, ...} to "encode 0.10 s, first token 0.20 s, ..."."""
     known = ((name.replace("_", " "), value) for name, value in timings.items() if value is not None)
     return ", ".join(f"{name} {value:.2f} s" for name, value in known)
-
-
-def one_row(text: str) -> str:
-    """A model's text for a terminal: no line breaks, no control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def answer_names(questions: list[str], folder: Path) -> list[Path]:
@@ -206,11 +260,14 @@ def speak(argv: list[str]) -> int:
 
 
 def load_model(model_dir, args: argparse.Namespace, encoder: bool, vocoder: bool):
-    from speechgpt.pipeline import SpeechGPT
-
     # Before the language model is read, which may take minutes.
     model_dir.check(*(["encoder", "codebook"] if encoder else []), *(["vocoder"] if vocoder else []))
-    return SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder).warm_up()
+    with quick_start():
+        from speechgpt.pipeline import SpeechGPT
+
+        model = SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder)
+    # On a CPU the first answer costs less by itself than a warm-up does.
+    return model if model.device == "cpu" else model.warm_up()
 
 
 def save_speech(path: Path, waveform, sample_rate: int) -> None:
@@ -229,9 +286,9 @@ def check_target(path: Path) -> None:
         raise ValueError(f"{path}: is not a regular file; --out names the wav to write")
 
 
-def emit(line: str) -> None:
+def emit(line: str, out: TextIO | None = None) -> None:
     """Each result leaves at once, so that a reader sees it while the next one is being made."""
-    print(line, flush=True)
+    print(line, file=out, flush=True)
 
 
 def command_parser(name: str, description: str) -> argparse.ArgumentParser:

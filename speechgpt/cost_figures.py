@@ -29,11 +29,14 @@ def turn_time(held: HeldOut, settings: FigureSettings) -> Figure:
     note = f"{threads} threads on {held.model.device}; question {row.seconds:.2f} s, answer {length:.2f} s"
     more = {"unit": "s", "better": "lower", "seed": held.seed, "note": note, "goal": settings.goal}
     spoken = median("whole answer spoken", [r.timings["total"] for r in replies], **more)
+    stalled = max(r.stalls for r in replies)
+    more |= {"goal": None, "note": f"played as it comes it stalls for {stalled:.2f} s at most"}
+    sooner = median("first sound", [r.timings["first_sound"] for r in replies], **more)
     text = (
         "One recorded order, answered aloud again and again by a model that is loaded: the median of the "
-        "runs, from the question's end until the answer is a waveform, of which nothing sounds before."
+        "runs, from the question's end until the whole answer is a waveform, and until its first piece is."
     )
-    return Figure("A turn's time", text, (spoken,))
+    return Figure("A turn's time", text, (spoken, sooner))
 
 
 @contextmanager

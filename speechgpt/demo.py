@@ -6,6 +6,7 @@ from pathlib import Path
 
 from speechgpt.commands import describe_timings, one_row, save_speech
 from speechgpt.data.audio import read_audio
+from speechgpt.devices import quick_start
 from speechgpt.model_dir import find_model
 
 DEFAULT_OUT = Path("work/demo")
@@ -43,9 +44,10 @@ def main(argv: list[str]) -> int:
 
 def _load(model_dir, device: str):
     started = time.perf_counter()
-    from speechgpt.pipeline import SpeechGPT
+    with quick_start():
+        from speechgpt.pipeline import SpeechGPT
 
-    model = SpeechGPT(model_dir, device, encoder=True, vocoder=True).warm_up()
+        model = SpeechGPT(model_dir, device, encoder=True, vocoder=True).warm_up()
     return model, time.perf_counter() - started
 
 

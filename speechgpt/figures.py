@@ -7,7 +7,8 @@ from typing import Any
 from tqdm import tqdm
 
 from speechgpt.cost_figures import size, turn_time
-from speechgpt.held_out import Figure, FigureSettings, HeldOut, NotMeasuredError
+from speechgpt.data.measurement import NotMeasuredError
+from speechgpt.held_out import Figure, FigureSettings, HeldOut
 from speechgpt.order_figures import noisy_orders, orders, spoken_answers
 from speechgpt.question_figures import questions
 from speechgpt.word_figures import digits, said_again, sentences, spoken_sentences

@@ -2,14 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import LlamaForCausalLM, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from transformers.cache_utils import DynamicCache
 
-from speechgpt.grammar import Limits, TurnGrammar, turn_machine
+from speechgpt.decode_engine import Engine
+from speechgpt.decoding import GREEDY, PUBLISHED, Decoding, chooser
+from speechgpt.grammar import TurnGrammar, turn_machine
+from speechgpt.llama_decoder import LlamaDecoder
 from speechgpt.prompts import History, PromptFormat, Question, Turn
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+__all__ = ["GREEDY", "PUBLISHED", "Decoding", "Generator", "Part", "Timings"]
 
 ASR_DESCRIPTION = "Write down what is said in this recording."
 TTS_DESCRIPTION = "Read this sentence aloud."
@@ -17,58 +25,11 @@ OUTPUTS = ("speech", "text")
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen, and what a turn may not exceed."""
-
-    sample: bool = False  # False: always the likeliest token
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all tokens
-    top_p: float = 1.0
-    beams: int = 1  # more than one: beam search, no streaming
-    asr_beams: int = 0  # of transcriptions alone, which nobody waits for word by word; 0: as `beams`
-    seed: int = 0
-    max_new_tokens: int = 1024
-    max_units: int = Limits.max_units
-    max_text_tokens: int = Limits.max_text_tokens
-    max_repeats: int = Limits.max_repeats
-
-    def __post_init__(self):
-        beams = min(self.beams, self.asr_beams + 1)
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or beams < 1:
-            raise ValueError(
-                f"decoding: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
-                f"beams {self.beams}, asr_beams {self.asr_beams}; expected more than 0, 0 to 1, 0 or more, "
-                "1 or more, 0 or more"
-            )
-
-    def beams_for(self, kind: str) -> int:
-        return self.asr_beams if kind == "asr" and self.asr_beams else self.beams
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.max_units, self.max_text_tokens, self.max_repeats)
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "Decoding":
-        """From a config's mapping. Raises ValueError for a setting that does not exist."""
-        known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise ValueError(f"decoding: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-        return cls(**settings)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-
-GREEDY = Decoding()
-PUBLISHED = Decoding(sample=True, temperature=0.8, top_k=60, top_p=0.8, max_new_tokens=2048)
-
-
-@dataclass(frozen=True)
 class Timings:
     """Of one call, in seconds; the model is loaded."""
 
     prompt_tokens: int  # of the longest prompt
+    reused_tokens: int  # of these, known from the turn before
     new_tokens: int  # of the longest answer
     first_token: float  # until it is known
     total: float
@@ -88,20 +49,25 @@ class Generator:
 
     def __init__(
         self,
-        model: LlamaForCausalLM,
+        model: "LlamaDecoder | LlamaForCausalLM",
         prompt_format: PromptFormat,
         decoding: Decoding = GREEDY,
         asr_description: str = ASR_DESCRIPTION,
         tts_description: str = TTS_DESCRIPTION,
+        fast: str = "auto",
     ):
-        self.model, self.format, self.decoding = model.eval(), prompt_format, decoding
+        """`model`: of transformers, as it is now: later changes of its weights are not seen. `fast`: see
+        speechgpt.decode_steps."""
+        self.model, self.format, self.decoding = model, prompt_format, decoding
+        self.decoder = model if isinstance(model, LlamaDecoder) else LlamaDecoder.of_model(model)
+        self.engine = Engine(self.decoder, fast)
         self.vocabulary = prompt_format.vocabulary
         self.asr_description, self.tts_description = asr_description, tts_description
         self.timings: Timings | None = None
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = len(self.decoder.embedding)
         if rows < self.vocabulary.size:
             raise ValueError(f"the model has {rows} token rows, its vocabulary {self.vocabulary.size}")
-        self._room = model.config.max_position_embeddings
+        self._room = self.decoder.sizes.context
 
     def transcribe(self, units: Sequence[int]) -> str:
         return self.transcribe_batch([units])[0]
@@ -148,7 +114,8 @@ class Generator:
         return answers
 
     def stream_turn(self, question: Question, out: str = "speech", history: History = ()) -> Iterator[Part]:
-        """The parts of an answer as they come: text word by word, then units one by one. Takes no beams."""
+        """The parts of an answer as they come: text word by word, then units one by one; it returns the whole
+        turn. Takes no beams."""
         kind = _kind(question, out)
         prompt = self.format.prompt_turn(question, history, self._longest_prompt(kind))
         ids: list[int] = []
@@ -170,6 +137,7 @@ class Generator:
                 if len(whole) > len(before) and whole.startswith(before):
                     sent[section] = whole
                     yield Part(section, whole[len(before) :])
+        return self.format.parse(ids)
 
     def generate_batch(
         self, prompts: Sequence[list[int]], kind: str, batch_size: int = 16
@@ -198,39 +166,31 @@ class Generator:
     def steps(self, prompts: list[list[int]], kind: str) -> Iterator[list[int]]:
         """Yields one token a row at each step, until all rows have ended; padding after a row's end."""
         started = time.perf_counter()
-        inputs, attention = self._padded(prompts)  # B L
-        length = inputs.shape[1]
+        length = max(map(len, prompts))
         limit = self._new_tokens(length, kind)
         machine = turn_machine(self.vocabulary, kind, self.decoding.limits)
-        grammar = TurnGrammar(self.vocabulary, kind, length, limit, **asdict(self.decoding.limits))
-        choose = _chooser(self.decoding, inputs.device)
+        choose = self._chooser()
         states = [machine.start] * len(prompts)
-        cache = DynamicCache(config=self.model.config)
-        padded = not bool(attention.all())
-        positions = (attention.cumsum(-1) - 1).clamp(min=0) if padded else None
         first = 0.0
-        for count in range(limit):
-            output = self.model(
-                input_ids=inputs, attention_mask=attention if padded else None, position_ids=positions,
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            scores = grammar.filter(states, limit - count, output.logits[:, -1].float())  # B V
-            chosen = choose(scores)  # B
-            tokens = chosen.tolist()
-            first = first or time.perf_counter() - started
-            tokens = [
-                self.vocabulary.pad_id if machine.finished(s) else t
-                for s, t in zip(states, tokens, strict=True)
-            ]
-            states = [machine.advance(s, t) for s, t in zip(states, tokens, strict=True)]
-            self.timings = Timings(length, count + 1, first, time.perf_counter() - started)
-            yield tokens
-            if all(machine.finished(s) for s in states):
-                return
-            inputs = chosen[:, None]  # B 1
-            if padded:
-                attention = torch.cat([attention, attention.new_ones(len(prompts), 1)], 1)
-                positions = positions[:, -1:] + 1
+        with self.engine.run(prompts, limit) as run:
+            for count in range(limit):
+                scores = machine.filter(states, limit - count, run.logits())  # B V
+                tokens = run.take(choose(scores), count + 1 < limit)
+                first = first or time.perf_counter() - started
+                tokens = [
+                    self.vocabulary.pad_id if machine.finished(s) else t
+                    for s, t in zip(states, tokens, strict=True)
+                ]
+                states = [machine.advance(s, t) for s, t in zip(states, tokens, strict=True)]
+                total = time.perf_counter() - started
+                self.timings = Timings(length, run.reused, count + 1, first, total)
+                yield tokens
+                if all(machine.finished(s) for s in states):
+                    return
+
+    def _chooser(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Scores (B, V) -> tokens (B,), for one call."""
+        return chooser(self.decoding, self.decoder.device)
 
     def _beam_search(self, prompts: list[list[int]], kind: str) -> list[list[int]]:
         started = time.perf_counter()
@@ -240,16 +200,21 @@ class Generator:
         if d.sample:
             torch.manual_seed(d.seed)
         sampling = {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p} if d.sample else {}
-        found = self.model.generate(
+        found = self._searched.generate(
             inputs, attention_mask=attention, max_new_tokens=limit, num_beams=d.beams_for(kind),
             do_sample=d.sample,
             logits_processor=[TurnGrammar(self.vocabulary, kind, length, limit, **asdict(d.limits))],
             eos_token_id=self.vocabulary.eos_id, pad_token_id=self.vocabulary.pad_id, **sampling,
         )[:, length:].tolist()  # fmt: skip
         total = time.perf_counter() - started
-        self.timings = Timings(length, max(map(len, found)), total, total)
+        self.timings = Timings(length, 0, max(map(len, found)), total, total)
         end = self.vocabulary.eos_id
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in found]
+
+    @cached_property
+    def _searched(self) -> "LlamaForCausalLM":
+        """The model that transformers searches with; only here it is imported."""
+        return self.decoder.to_transformers() if self.model is self.decoder else self.model.eval()
 
     def _padded(self, prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded: ((B, L) int64 ids, (B, L) int64 mask)."""
@@ -257,7 +222,7 @@ class Generator:
         pad = self.vocabulary.pad_id
         ids = [[pad] * (length - len(p)) + p for p in prompts]
         mask = [[0] * (length - len(p)) + [1] * len(p) for p in prompts]
-        device = self.model.device
+        device = self.decoder.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
     def _longest_prompt(self, kind: str) -> int:
@@ -281,20 +246,3 @@ def _kind(question: Question, out: str) -> str:
     if not len(question):
         raise ValueError("the question is empty")
     return f"{'text' if isinstance(question, str) else 'speech'}-{out}"
-
-
-def _chooser(decoding: Decoding, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Scores (B, V) -> tokens (B,)."""
-    if not decoding.sample:
-        return lambda scores: scores.argmax(-1)
-    random = torch.Generator(device).manual_seed(decoding.seed)
-    warpers = [TemperatureLogitsWarper(float(decoding.temperature))]
-    warpers += [TopKLogitsWarper(decoding.top_k)] if decoding.top_k else []
-    warpers += [TopPLogitsWarper(decoding.top_p)] if decoding.top_p < 1 else []
-
-    def choose(scores: torch.Tensor) -> torch.Tensor:
-        for warper in warpers:
-            scores = warper(None, scores)
-        return torch.multinomial(scores.softmax(-1), 1, generator=random)[:, 0]
-
-    return choose

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor
 
 from speechgpt.blocks import Block, Fixed, Limits, MarkedText, Units, only
 from speechgpt.spelled_text import Literal, PieceTable, SpelledText, Until
@@ -36,7 +35,7 @@ class TurnMachine:
         blocks = (_upstream_blocks if upstream else _native_blocks)(vocabulary, kind, limits)
         self.blocks: list[Block] = [*blocks, Fixed([vocabulary.eos_id], vocabulary.size)]
         self._later = [sum(b.cost(b.start) for b in self.blocks[i + 1 :]) for i in range(len(self.blocks))]
-        self._masks: dict[tuple, torch.Tensor] = {}
+        self._masks: dict[tuple, tuple[torch.Tensor, bool]] = {}
         # (wanted, other): both end the answer's text, and the caller, not the model, decides which comes.
         self.same_end: tuple[int, int] | None = None
         if not upstream and "-" in kind:
@@ -75,13 +74,40 @@ class TurnMachine:
 
     def forbidden(self, key: tuple, device: torch.device, width: int) -> torch.Tensor:
         """(width,) bool: True for tokens that may not follow. `width` may exceed the vocabulary."""
+        return self._mask(key, device, width)[0]
+
+    def _mask(self, key: tuple, device: torch.device, width: int) -> tuple[torch.Tensor, bool]:
+        """(the mask, whether the answer's text may end here): kept on the device that it was asked for."""
         found = self._masks.get((key, device, width))
         if found is None:
             allowed = np.zeros(width, dtype=bool)
             own = only([self.eos], self.size) if key == ("eos",) else self.blocks[key[0]].mask(key[1])
             allowed[: self.size] = own
-            found = self._masks[(key, device, width)] = torch.from_numpy(~allowed).to(device)
+            ends = self.same_end is not None and bool(allowed[self.same_end[0]])
+            found = self._masks[(key, device, width)] = (torch.from_numpy(~allowed).to(device), ends)
         return found
+
+    def filter(self, states: Sequence[TurnState], remaining: int, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (B, V), one state a row -> (B, V), minus infinity where forbidden.
+
+        Only for masks that it has not seen yet does it wait for the device.
+        """
+        chosen = [self.choices(state, remaining) for state in states]
+        masks = [self._mask(key, scores.device, scores.shape[-1]) for key, _ in chosen]
+        if any(ends for _, ends in masks):
+            wanted, other = self.same_end
+            scores = scores.clone()
+            # After the units too `<eoa>` follows `<eosp>`, where the grammar leaves nothing else.
+            scores[:, wanted] = torch.maximum(scores[:, wanted], scores[:, other])
+        same = all(mask is masks[0][0] for mask, _ in masks)
+        forbidden = masks[0][0] if same else torch.stack([mask for mask, _ in masks])
+        scores = scores.masked_fill(forbidden, float("-inf"))
+        width = scores.shape[-1]
+        if places := [row * width + token for row, (_, unwanted) in enumerate(chosen) for token in unwanted]:
+            # From pinned memory the copy is queued like other work; a plain one would wait for the device.
+            found = torch.tensor(places, pin_memory=scores.is_cuda).to(scores.device, non_blocking=True)
+            scores.view(-1).index_fill_(0, found, float("-inf"))
+        return scores
 
 
 @lru_cache(maxsize=64)
@@ -90,10 +116,11 @@ def turn_machine(vocabulary: Vocabulary, kind: str, limits: Limits) -> TurnMachi
     return TurnMachine(vocabulary, kind, limits)
 
 
-class TurnGrammar(LogitsProcessor):
+class TurnGrammar:
     """Lets only well-formed turns of one kind through, under any way of decoding, for any batch.
 
-    All rows of a batch have the same (padded) `prompt_length`. One object serves one call of `generate`.
+    It is a logits processor for transformers' `generate`, though transformers is not imported. All rows of a
+    batch have the same (padded) `prompt_length`. One object serves one call of `generate`.
     """
 
     def __init__(
@@ -120,23 +147,7 @@ class TurnGrammar(LogitsProcessor):
         remaining = self.max_new_tokens - (input_ids.shape[1] - self.prompt_length)
         followed = [self._follow(tokens, i) for i, tokens in enumerate(rows)]
         self._rows = followed
-        return self.filter([states[-1] for _, states in followed], remaining, scores)
-
-    def filter(self, states: Sequence[TurnState], remaining: int, scores: torch.Tensor) -> torch.Tensor:
-        """The same for rows whose states are known: `scores` (B, V), one state a row."""
-        chosen = [self.machine.choices(state, remaining) for state in states]
-        masks = [self.machine.forbidden(key, scores.device, scores.shape[-1]) for key, _ in chosen]
-        if self.machine.same_end:
-            wanted, other = self.machine.same_end
-            scores = scores.clone()
-            # After the units too `<eoa>` follows `<eosp>`, where the grammar leaves nothing else.
-            scores[:, wanted] = torch.maximum(scores[:, wanted], scores[:, other])
-        same = all(mask is masks[0] for mask in masks)
-        scores = scores.masked_fill(masks[0] if same else torch.stack(masks), float("-inf"))
-        for row, (_, unwanted) in enumerate(chosen):
-            for token in unwanted:
-                scores[row, token] = float("-inf")
-        return scores
+        return self.machine.filter([states[-1] for _, states in followed], remaining, scores)
 
     def _follow(self, tokens: list[int], row: int) -> tuple[list[int], list[TurnState]]:
         """Takes the row up where it, or another one (beams are reordered), was left; else where they part."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from speechgpt.data.audio import SAMPLE_RATE, read_audio
 from speechgpt.data.draws import draw_some
+from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.qa_file import QuestionAnswer
 from speechgpt.data.questions import DIGIT_CORPORA
 from speechgpt.data.rows import Utterance
@@ -21,10 +22,6 @@ from speechgpt.right_answers import order_slots
 from speechgpt.scores import samples, section
 
 BATCH_SECONDS = 30.0  # padded audio that the encoder takes at once
-
-
-class NotMeasuredError(Exception):
-    """A figure lacks its data; the message says which."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,23 @@ def convert_llama(
     return provenance
 
 
+def read_llama(
+    folder: str | Path, lora: str | Path | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(config.json, checked against the weights; every tensor, mapped from its file), an adapter merged.
+
+    What the adapter changes has `dtype`, the rest what it is stored in: no sum is rounded twice.
+    Raises ValueError or FileNotFoundError for whatever does not fit.
+    """
+    source = _source([Path(folder)], Path(lora) if lora else None)
+    adapter = Lora.read(source.adapter) if source.adapter else None
+    config = checked_config(source.config, source.folder, adapter, _shapes(source, adapter))
+    tensors = dict(_tensors(source))
+    if adapter is not None:
+        tensors |= {name: adapter.merged(name, tensors[name].to(dtype)) for name in sorted(adapter.names)}
+    return config, tensors
+
+
 def files_read(paths: Sequence[str | Path]) -> list[Path]:
     """Every file that `convert_llama` reads for these paths, and whose change may change its result."""
     source = _source([Path(p) for p in paths], None)

@@ -20,6 +20,8 @@ from speechgpt.vocabulary import PROFILES, Vocabulary, holds_vocabulary
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+    from speechgpt.llama_decoder import LlamaDecoder
+
 SPREAD = 0.1  # of the existing rows' standard deviation: tells new rows apart without making noise of them
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -111,6 +113,30 @@ def load_trained(folder: str | Path, dtype: str | torch.dtype = "float32", lora:
     if rows != vocabulary.size:
         raise ValueError(f"{folder}: the model has {rows} rows, its vocabulary {vocabulary.size}")
     return model, vocabulary
+
+
+def load_decoder(
+    folder: str | Path,
+    dtype: str | torch.dtype = "float32",
+    lora: str | Path | None = None,
+    device: str = "cpu",
+) -> tuple["LlamaDecoder", Vocabulary]:
+    """The same as `load_trained`, for inference alone: on `device`, and without transformers.
+
+    Raises ValueError when the sizes of model and vocabulary differ.
+    """
+    from speechgpt.llama_decoder import LlamaDecoder
+    from speechgpt.llama_files import read_llama
+    from speechgpt.llama_sizes import LlamaSizes
+
+    folder = model_folder(folder, LLAMA)
+    vocabulary = Vocabulary.load(folder) if lora is None else _adapted_vocabulary(folder, Path(lora))
+    dtype = DTYPES.get(dtype, dtype)
+    config, tensors = read_llama(folder, lora, dtype)
+    sizes = LlamaSizes.from_config(config, str(folder / "config.json"))
+    if sizes.vocabulary != vocabulary.size:
+        raise ValueError(f"{folder}: the model has {sizes.vocabulary} rows, its vocabulary {vocabulary.size}")
+    return LlamaDecoder.of_tensors(sizes, tensors, dtype, device), vocabulary
 
 
 def _adapted_vocabulary(base: Path, lora: Path) -> Vocabulary:

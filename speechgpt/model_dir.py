@@ -171,7 +171,7 @@ def load_generator(
     """
     from speechgpt.generate import Decoding, Generator
     from speechgpt.lora_files import base_of, is_adapter
-    from speechgpt.model import load_trained
+    from speechgpt.model import load_decoder
     from speechgpt.prompts import PromptFormat
 
     llm, device = model_folder(llm, LLAMA, ADAPTER), choose_device(device)
@@ -183,8 +183,8 @@ def load_generator(
     dtype = "bfloat16" if weights > LARGE_WEIGHTS and device != "cpu" else "float32"
     settings = Decoding.from_dict(decoding or {})
     with naming(*([llm, lora] if lora else [llm])):
-        model, vocabulary = load_trained(llm, dtype, lora)
-    return Generator(model.to(device), PromptFormat(vocabulary, prefix), settings)
+        model, vocabulary = load_decoder(llm, dtype, lora, device)
+    return Generator(model, PromptFormat(vocabulary, prefix), settings)
 
 
 def frame_rate(encoder: Path) -> float:

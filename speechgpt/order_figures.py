@@ -11,13 +11,13 @@ import numpy as np
 from speechgpt.babble import LOUDEST, VOICES, add_babble
 from speechgpt.data import coffee
 from speechgpt.data.audio import SAMPLE_RATE
+from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.rows import Utterance
 from speechgpt.data.text_normal import normalise
 from speechgpt.held_out import (
     Figure,
     FigureSettings,
     HeldOut,
-    NotMeasuredError,
     answer_all,
     answer_typed,
     needed,

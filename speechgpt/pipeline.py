@@ -4,45 +4,31 @@ from speechgpt import SpeechGPT
 reply = SpeechGPT.load("mini").reply("question.wav")
 """
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speechgpt.answers import Turn
 from speechgpt.data.audio import check_waveform, read_audio
 from speechgpt.data.text_normal import normalise
 from speechgpt.devices import choose_device
+from speechgpt.events import AnswerText, Clock, Event, HeardText, Reply, Sound
 from speechgpt.model_dir import ModelDir, find_model
+from speechgpt.prompts import History, Question
 
 if TYPE_CHECKING:
-    from speechgpt.generate import Generator
+    from speechgpt.generate import Generator, Part
+    from speechgpt.paced_speech import PacedSpeech
     from speechgpt.units.encode import UnitEncoder
     from speechgpt.vocoder.synthesize import Synthesizer
 
 Recording = str | Path | np.ndarray  # an audio file, or a waveform (T,) float32 at 16 kHz
 
-
-@dataclass(frozen=True)
-class Reply:
-    """One answered turn. Earlier replies, given as `history`, make a conversation of several turns."""
-
-    transcript: str  # the question as the model heard it, or as it was typed
-    answer: str  # what the model says
-    units: np.ndarray  # (U,) int64, the answer's deduplicated units; empty without speech
-    waveform: np.ndarray | None = field(
-        repr=False
-    )  # (T,) float32 in [-1, 1], the answer; None without speech
-    sample_rate: int  # Hz, of `waveform`
-    seconds_in: float  # length of the spoken question; 0 when it was typed
-    timings: dict[str, float | None]  # encode, first_token, first_sound, total: seconds since the call
-    question_frames: np.ndarray = field(repr=False)  # (N,) int64, a unit a frame; empty when it was typed
-    turn: tuple[Any, Any] = field(
-        repr=False
-    )  # (question, speechgpt.answers.Turn), for the next turn's history
+__all__ = ["Recording", "Reply", "SpeechGPT", "deduplicated", "say_units"]
 
 
 class SpeechGPT:
@@ -109,7 +95,10 @@ class SpeechGPT:
             for _ in zip(range(2), self.generator.steps([prompt], "text-text"), strict=False):
                 pass
         if "synthesizer" in loaded:
-            say_units(self.synthesizer, list(range(min(8, self.synthesizer.vocoder.config.num_units))))
+            speaker = self._speaker(low_latency=False)
+            for unit in range(min(8, self.synthesizer.vocoder.config.num_units)):
+                speaker.push(unit)
+            speaker.finish()
         return self
 
     def reply(
@@ -121,39 +110,99 @@ class SpeechGPT:
         seed: int | None = None,
     ) -> Reply:
         """Answers a spoken question, or the typed `text`. `seed` fixes what a sampling model draws."""
+        *_, reply = self.stream_reply(question, text, speech, history, seed)
+        return reply
+
+    def stream_reply(
+        self,
+        question: Recording | None = None,
+        text: str | None = None,
+        speech: bool = True,
+        history: Sequence[Reply] = (),
+        seed: int | None = None,
+        low_latency: bool = False,
+    ) -> Iterator[Event]:
+        """The answer as it comes: pieces of `HeardText`, `AnswerText` and `Sound`, and last the `Reply`: its
+        texts and waveform are the joined pieces.
+
+        With `low_latency` sound comes before all of its context is known, and differs a little for it. A
+        model that decodes by beams knows nothing before everything. Raises ValueError at the call for a
+        question that cannot be answered.
+        """
         if (question is None) == (text is None):
             raise ValueError("give either a recording or a text")
+        clock = Clock()
         if text is not None:
             text = self._words(text, "the question's text")
-        clock = _Clock()
+        waveform = None if question is None else self._waveform(question)
+        speaker = self._speaker(low_latency) if speech else None
+        return clock.timed(self._answer(clock, waveform, text, speaker, history, seed))
+
+    def _answer(
+        self,
+        clock: Clock,
+        waveform: np.ndarray | None,
+        text: str | None,
+        speaker: "PacedSpeech | None",
+        history: Sequence[Reply],
+        seed: int | None,
+    ) -> Iterator[Event]:
         frames, seconds_in = np.zeros(0, np.int64), 0.0
-        if question is not None:
-            waveform = self._waveform(question)
+        if waveform is None:
+            yield HeardText(text)
+        else:
             seconds_in = len(waveform) / self.encoder.encoder.sample_rate
             frames = self.encoder.encode([waveform])[0]  # N
             clock.mark("encode")
-        asked = text if text is not None else deduplicated(frames)
-        turn = self._seeded(seed).turn(
-            asked,
-            out="speech" if speech else "text",
-            history=[reply.turn for reply in history],
-            on_token=lambda _: clock.mark("first_token"),
-        )
-        sound = None
-        if speech:
-            sound = self._say(turn.units)  # T
-            clock.mark("first_sound")
-        return Reply(
+        asked, sounds = text if waveform is None else deduplicated(frames), []
+        parts = self._parts(asked, "speech" if speaker else "text", [r.turn for r in history], seed)
+        began = clock.now()
+        for part in parts:
+            clock.mark("first_token", began + self.generator.timings.first_token)
+            if isinstance(part, Turn):
+                turn, sound = part, speaker.finish() if speaker else ()
+            elif part.section == "units":
+                sound = speaker.push(part.unit)
+            else:
+                yield (HeardText if part.section == "transcript" else AnswerText)(part.text)
+                continue
+            if len(sound):
+                clock.play(len(sound) / self.sample_rate)
+                sounds.append(sound)
+                yield Sound(sound, self.sample_rate)
+        yield Reply(
             transcript=turn.transcript if text is None else text,
             answer=turn.answer,
             units=np.asarray(turn.units, dtype=np.int64),
-            waveform=sound,
-            sample_rate=self.synthesizer.sample_rate if speech else 0,
+            waveform=np.concatenate([np.zeros(0, np.float32), *sounds]) if speaker else None,
+            sample_rate=self.sample_rate if speaker else 0,
             seconds_in=seconds_in,
             timings=clock.timings(),
+            stalls=clock.stalls,
             question_frames=frames,
             turn=(asked, turn),
         )
+
+    def _parts(
+        self, asked: Question, out: str, history: History, seed: int | None
+    ) -> Iterator["Part | Turn"]:
+        """The answer's parts as they come, and last the whole turn."""
+        from speechgpt.generate import Part
+
+        generator = self._seeded(seed)
+        if generator.decoding.beams > 1:
+            turn = generator.turn(asked, out, history)
+            texts = {"transcript": turn.transcript, "answer": turn.answer}
+            yield from (Part(section, text) for section, text in texts.items() if text)
+            yield from (Part("units", unit=unit) for unit in turn.units)
+        else:
+            turn = yield from generator.stream_turn(asked, out, history)
+        yield turn
+
+    def _speaker(self, low_latency: bool) -> "PacedSpeech":
+        from speechgpt.paced_speech import PacedSpeech
+
+        return PacedSpeech(self.synthesizer, self.model_dir.config.duration_scale, low_latency)
 
     def transcribe(self, question: Recording, seed: int | None = None) -> str:
         """What a recording says."""
@@ -203,21 +252,6 @@ class SpeechGPT:
                 f"waveform: {len(question) / rate:.0f} s of audio; the limit here is {limit:.0f} s"
             )
         return question
-
-
-class _Clock:
-    """Seconds since it was made, at named moments; each name counts once."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._marks: dict[str, float] = {}
-
-    def mark(self, name: str) -> None:
-        self._marks.setdefault(name, time.perf_counter() - self._start)
-
-    def timings(self) -> dict[str, float | None]:
-        self.mark("total")
-        return {name: self._marks.get(name) for name in ("encode", "first_token", "first_sound", "total")}
 
 
 def deduplicated(frames: np.ndarray) -> list[int]:

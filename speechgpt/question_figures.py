@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from speechgpt.data.chain import Recordings
+from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.qa_file import QuestionAnswer
 from speechgpt.data.questions import DIGIT_CORPORA, UNKNOWN_ANSWER
 from speechgpt.data.text_normal import normalise
@@ -14,7 +15,6 @@ from speechgpt.held_out import (
     Figure,
     FigureSettings,
     HeldOut,
-    NotMeasuredError,
     answer_all,
     answer_typed,
     waveforms_of,

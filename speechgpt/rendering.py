@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import speechgpt.batches
+import speechgpt.packs
 import speechgpt.prompts
 import speechgpt.row_files
 import speechgpt.upstream_vocabulary
@@ -26,6 +27,7 @@ from speechgpt.batches import TokenRows, pack
 from speechgpt.data.dialogue_rows import CHAIN_KINDS
 from speechgpt.data.draws import draw
 from speechgpt.data.files import read_json, write_json, write_jsonl
+from speechgpt.packs import cut_rows
 from speechgpt.prompts import PromptFormat
 from speechgpt.row_files import KINDS, Line, read_lines
 from speechgpt.stages import StageConfig, fingerprint
@@ -140,12 +142,11 @@ def _key(config: StageConfig, vocabulary: Vocabulary, *files: list[Path]) -> str
         speechgpt.vocabulary,
         speechgpt.upstream_vocabulary,
         speechgpt.batches,
+        speechgpt.packs,
     )
     code = [Path(module.__file__) for module in modules]
-    settings = {
-        name: getattr(config, name)
-        for name in ("stage", "max_length", "prefix", "mix", "repeat", "dev_rows", "max_bad", "seed")
-    }
+    names = "stage max_length packed prefix mix repeat dev_rows max_bad seed".split()
+    settings = {name: getattr(config, name) for name in names}
     parts = {
         "files": [[fingerprint(path) for path in group] for group in files],
         "code": [fingerprint(path) for path in (*code, Path(__file__))],
@@ -176,13 +177,18 @@ def _render(config, vocabulary, data: list[Path], mix: list[Path], dev: list[Pat
     }
     if config.stage == 1:
         counts["cut_rows"] = int((train.lengths > config.max_length).sum())
-        train = pack(train, config.max_length)
-        counts["blocks"] = len(train)
+        train = _lay_out(train, config)
+        counts["documents" if config.packed else "blocks"] = len(train)
     dev_set = TokenRows.join([dev_rows[i] for i in sorted(order)]) if dev_rows else None
     if dev_set is not None and config.stage == 1:
-        dev_set = pack(dev_set, config.max_length)
+        dev_set = _lay_out(dev_set, config)
     counts["dev_rows"] = min(len(dev_rows), config.dev_rows)
     return StageRows(train, dev_set, counts)
+
+
+def _lay_out(rows: TokenRows, config: StageConfig) -> TokenRows:
+    """Stage 1: rows joined into blocks; with `packed` each stays alone, in pieces if it is longer."""
+    return (cut_rows if config.packed else pack)(rows, config.max_length)
 
 
 def _collect(paths: list[Path], renderer: Renderer, rejects: list[dict], name: str) -> tuple[list, list]:

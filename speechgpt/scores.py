@@ -134,12 +134,13 @@ def resynthesis_text(judge: Judge) -> str:
 def unit_losses(generator, rows: Sequence[UnitRow]) -> tuple[list[float], list[int]]:
     """Summed loss in nats, and tokens, of each row's units given those before (with the closing marker)."""
     losses, tokens = [], []
-    model, limit = generator.model, generator.model.config.max_position_embeddings
+    decoder = generator.decoder
+    limit = decoder.sizes.context
     for row in rows:
         rendered = generator.format.render_units(row.units)
-        ids = torch.tensor([rendered.ids[:limit]], device=model.device)  # 1 L
+        ids = torch.tensor([rendered.ids[:limit]], device=decoder.device)  # 1 L
         scored = torch.tensor([generator.vocabulary.is_unit(i) for i in rendered.ids[1:limit]])  # L-1
-        logits = model(input_ids=ids).logits[0, :-1].float().cpu()  # L-1 V
+        logits = decoder.score(ids)[0, :-1].cpu()  # L-1 V
         nats = torch.nn.functional.cross_entropy(logits, ids[0, 1:].cpu(), reduction="none")  # L-1
         losses.append(float(nats[scored].sum()))
         tokens.append(int(scored.sum()))

@@ -1,5 +1,5 @@
-"""The transformers Trainer with what the stages need besides: batches of like length, a schedule that can
-follow the clock, a stop before an update that is not finite, exact dev loss, and whole checkpoints.
+"""The transformers Trainer with what the stages need besides: packs, or batches of like length, a schedule
+that can follow the clock, a stop before an update that is not finite, exact dev loss, and whole checkpoints.
 """
 
 import math
@@ -28,6 +28,8 @@ from speechgpt.batches import (
     collate,
 )
 from speechgpt.data.files import write_json
+from speechgpt.packed_model import learn_from_packs
+from speechgpt.packs import PackedBatches, collate_pack
 from speechgpt.stages import StageConfig
 from speechgpt.vocabulary import Vocabulary
 
@@ -58,6 +60,8 @@ class StageTrainer(Trainer):
         self.progress = 0.0  # of the time budget, 0 to 1, the same in every process
         self.step_loss: torch.Tensor | None = None  # sum over the micro-batches of this step
         self.step_norm: torch.Tensor | float | None = None
+        if config.packed:
+            learn_from_packs(model, config.compiled and args.device.type == "cuda" and not args.fsdp)
         super().__init__(
             model=model,
             args=args,
@@ -70,26 +74,28 @@ class StageTrainer(Trainer):
 
     def get_train_dataloader(self) -> BatchLoader:
         # Every process draws its own share of the same plan, so accelerate has nothing to split.
-        return self._loader(self.train_dataset, self.args.per_device_train_batch_size, shuffle=True)
+        stage, rows = self.stage, self.train_dataset
+        place = {"seed": stage.seed, "rank": self.args.process_index, "world": self.args.world_size}
+        joined = self.data_collator
+        if stage.packed:
+            batches = PackedBatches(rows.lengths, stage.batch_tokens, **place)
+            longest = int(rows.lengths.max())
+            joined = partial(
+                collate_pack, pad_id=self.vocabulary.pad_id, tokens=stage.batch_tokens, longest=longest
+            )
+        else:
+            per_batch = self.args.per_device_train_batch_size
+            batches = LengthBatches(rows.lengths, per_batch, stage.batch_tokens, **place)
+        if stage.unit_noise:
+            noise = UnitNoise(stage.unit_noise, self.vocabulary.base_size, self.vocabulary.num_units)
+            rows, batches = NoisyRows(rows, noise, stage.seed), EpochBatches(batches)
+        return self._loader(rows, batches, joined, self.args.dataloader_num_workers)
 
-    def _loader(self, rows: TokenRows, per_batch: int, shuffle: bool) -> BatchLoader:
-        batches = LengthBatches(
-            rows.lengths,
-            rows=per_batch,
-            tokens=self.stage.batch_tokens,
-            seed=self.stage.seed,
-            rank=self.args.process_index,
-            world=self.args.world_size,
-            shuffle=shuffle,
-        )
-        workers = self.args.dataloader_num_workers if shuffle else 0  # dev rows are few
-        if shuffle and self.stage.unit_noise:
-            noise = UnitNoise(self.stage.unit_noise, self.vocabulary.base_size, self.vocabulary.num_units)
-            rows, batches = NoisyRows(rows, noise, self.stage.seed), EpochBatches(batches)
+    def _loader(self, rows, batches, joined, workers: int) -> BatchLoader:
         return BatchLoader(
             rows,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=joined,
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=(self.args.dataloader_prefetch_factor or 4) if workers else None,
@@ -129,7 +135,8 @@ class StageTrainer(Trainer):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         if rows is None:
             raise ValueError("there are no dev rows to evaluate on: give --dev, or rows of the split dev")
-        sums = self._dev_sums(rows)
+        with torch.compiler.set_stance("force_eager"):  # few batches, of many shapes
+            sums = self._dev_sums(rows)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in dev_metrics(sums, rows.kinds).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -138,8 +145,10 @@ class StageTrainer(Trainer):
     def _dev_sums(self, rows: TokenRows) -> np.ndarray:
         """(kinds, 2, 2): loss and tokens, of text and of units, for each kind of row."""
         device = self.args.device
-        loader = self._loader(rows, self.args.per_device_eval_batch_size, shuffle=False)
-        plan, world, rank = loader.batch_sampler, self.args.world_size, self.args.process_index
+        world, rank = self.args.world_size, self.args.process_index
+        per_batch, tokens = self.args.per_device_eval_batch_size, self.stage.batch_tokens
+        plan = LengthBatches(rows.lengths, per_batch, tokens, rank=rank, world=world, shuffle=False)
+        loader = self._loader(rows, plan, self.data_collator, workers=0)  # dev rows are few
         row_lists = list(plan)
         total = len(plan.plan())
         sums = torch.zeros(len(rows.kinds) * 2, 2, dtype=torch.float64, device=device)

@@ -26,13 +26,16 @@ COSMETIC = (
     "logging_steps logging_strategy logging_first_step save_steps save_strategy save_total_limit report_to "
     "run_name eval_steps eval_strategy dataloader_num_workers dataloader_prefetch_factor"
 ).split()
+# Settings that came later, with the value that does what was done before there were any: a run that has this
+# value is the run that it was without the setting, and needs no second training.
+LATER = {"packed": False, "compiled": False}
 # Settings that this package decides itself.
 RESERVED = {
     "output_dir": "--out",
     "seed": "seed",
     "data_seed": "seed",
     "resume_from_checkpoint": "nothing, a run always goes on from its last checkpoint",
-    "train_sampling_strategy": "nothing, rows of like length share batches",
+    "train_sampling_strategy": "packed",
     "disable_tqdm": "nothing, progress goes to standard error",
     "save_only_model": "nothing, a run must be able to go on",
     "push_to_hub": "nothing, nothing is ever uploaded",
@@ -59,7 +62,9 @@ class StageConfig:
     stage: int  # 1: rows packed into blocks; 2: loss on the answer alone; 3: the same on a chain of modality
     max_length: int  # tokens: of a block (stage 1), or of the longest row (longer ones are rejected)
     prefix: str = ""  # system text before every turn, a property of the model; "published": that one
-    batch_tokens: int = 0  # padded tokens a batch and device; 0: trainer.per_device_train_batch_size rows
+    batch_tokens: int = 0  # tokens a batch and device; 0: trainer.per_device_train_batch_size rows
+    packed: bool = False  # rows end to end in packs of batch_tokens, each attending to itself; false: padded
+    compiled: bool = False  # decoder layers by torch.compile, on CUDA and without fsdp; wants packed
     max_bad: int = 0  # rejected rows that are tolerated
     max_minutes: float = 0.0  # wall-clock time that the schedule must fit, whatever the steps; 0: no limit
     mix: float | None = None  # share of the training rows drawn from the --mix files; null: all of their rows
@@ -86,6 +91,10 @@ class StageConfig:
             wrong.append(f"stage is {self.stage}; expected 1, 2 or 3")
         if self.max_length < 8:
             wrong.append(f"max_length is {self.max_length}; expected at least 8 tokens")
+        if self.packed and self.batch_tokens < 8:
+            wrong.append(f"batch_tokens is {self.batch_tokens}; packed rows want the tokens of a pack")
+        if self.compiled and not self.packed:
+            wrong.append("compiled wants packed: padded batches have too many shapes")
         if self.mix is not None and not 0 <= self.mix < 1:
             wrong.append(f"mix is {self.mix}; expected a share from 0 to below 1")
         if not 0 <= self.unit_noise < 1:
@@ -161,7 +170,8 @@ class Run:
         cls, config: StageConfig, model: Path, data: list[Path], mix: list[Path], dev: list[Path], out: Path
     ) -> "Run":
         settings = asdict(config)
-        learned = settings | {"trainer": {k: v for k, v in config.trainer.items() if k not in COSMETIC}}
+        learned = {k: v for k, v in settings.items() if k not in LATER or v != LATER[k]}
+        learned["trainer"] = {k: v for k, v in config.trainer.items() if k not in COSMETIC}
         for path in (*data, *mix, *dev):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such file of rows")

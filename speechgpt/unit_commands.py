@@ -32,6 +32,9 @@ def encode(argv: list[str]) -> int:
     parser.add_argument("--raw", type=int, metavar="RATE", help="-: 16 bit little-endian mono PCM of RATE Hz")
     for name, what in STREAM_OPTIONS.items():
         parser.add_argument(f"--{name}", type=float, metavar="SECONDS", help=f"-: {what}")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="D", help="float32, int8 on a CPU, float16 or bfloat16 on a GPU"
+    )
     add_backend(parser)
     add_model(parser, seed=False)
     args = parser.parse_args(argv)
@@ -41,6 +44,10 @@ def encode(argv: list[str]) -> int:
         raise ValueError("--raw, --look-ahead and --step are for audio on standard input: give - as FILE")
     if "-" in args.files and args.backend != OURS:
         raise ValueError(f"--backend {args.backend} takes files; standard input (-) is for {OURS}")
+    if args.dtype != "float32" and ("-" in args.files or args.backend != OURS):
+        raise ValueError(
+            f"--dtype {args.dtype} is for files and for {OURS}: streams are float32, like fairseq"
+        )
     from speechgpt.data.audio import scan_audio
     from speechgpt.data.unit_text import units_to_text
 
@@ -50,7 +57,9 @@ def encode(argv: list[str]) -> int:
     for path in args.files:
         if path != "-" and faults.attempt(path, scan_audio, path) is None:
             continue
-        encoder = encoder or load_encoder(encoder_path, codebook_path, layer, args.device)
+        encoder = encoder or _in_precision(
+            load_encoder(encoder_path, codebook_path, layer, args.device), args.dtype
+        )
         if path == "-":
             faults.attempt("standard input", _encode_stream, encoder, args)
             continue
@@ -58,6 +67,10 @@ def encode(argv: list[str]) -> int:
         if frames is not None:
             emit(units_to_text(frames if args.frames else _deduplicated(frames)))
     return faults.code
+
+
+def _in_precision(encoder, name: str):
+    return encoder if name == "float32" else encoder.use(name)
 
 
 def _encode_stream(units, args: argparse.Namespace) -> None:

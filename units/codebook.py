@@ -16,7 +16,7 @@ from speechgpt.data.audio import RECEPTIVE_FIELD
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.units.encoder import Encoder
-from speechgpt.units.extraction import encode_rows
+from speechgpt.units.extraction import Fetch, encode_rows
 from speechgpt.units.phones import phone_labels
 from speechgpt.units.prototypes import fit_prototypes
 from speechgpt.units.settings import load_settings
@@ -250,15 +250,14 @@ def sample_features(
     generator = torch.Generator().manual_seed(config.seed)
     place = (encoder.hop, encoder.receptive_field, encoder.sample_rate, config.states_per_phone)
 
-    def pick(features: list[Tensor], batch: list[Utterance]) -> list[np.ndarray]:
-        masks = [
-            torch.rand(len(f), generator=generator) < keep[r.id] for f, r in zip(features, batch, strict=True)
-        ]
-        kept = torch.cat(features)[torch.cat(masks).to(features[0].device)].cpu().numpy()
+    def pick(features: Tensor, frames: list[int], batch: list[Utterance]) -> Fetch:
+        masks = [torch.rand(n, generator=generator) < keep[r.id] for n, r in zip(frames, batch, strict=True)]
+        kept = features[torch.cat(masks).to(features.device)].float().cpu().numpy()
         for row, mask in zip(batch, masks, strict=True):
             phones = row.phones if config.method == "phones" else []
             labels[row.id] = phone_labels(phones, len(mask), *place)[mask.numpy()]
-        return np.split(kept, np.cumsum([int(m.sum()) for m in masks])[:-1])
+        parts = np.split(kept, np.cumsum([int(m.sum()) for m in masks])[:-1])
+        return lambda: parts
 
     bad = []
     for row, part, reason in encode_rows(

@@ -4,7 +4,6 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +11,30 @@ import torch
 from torch import Tensor
 
 from speechgpt.data.audio import probe, read_audio
-from speechgpt.data.files import read_jsonl, write_jsonl
-from speechgpt.data.rows import UnitRow, Utterance, read_manifest, write_units
+from speechgpt.data.files import write_json, write_jsonl
+from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
-from speechgpt.units.encoder import Encoder
-from speechgpt.units.extraction import BATCH_SECONDS, encode_rows, length_batches
+from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
+from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows, length_batches
+from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
 from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
 
-PART_SECONDS = 1200.0  # audio between two files on disk: what a kill can lose
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Audio between two files on disk: what a kill can lose. On a GPU it is seconds of work, so that the start and
+# the end of a part cost little.
+PART_SECONDS = {"cpu": 1200.0, "cuda": 36_000.0}
+PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
 
 
 class UnitEncoder:
     """An encoder, the layer and the codebook that belong together: waveforms to units."""
 
-    def __init__(self, encoder: Encoder, codebook: Codebook, layer: int | None = None) -> None:
-        self.encoder = encoder
+    def __init__(
+        self, encoder: Encoder, codebook: Codebook, layer: int | None = None, precision: str = "float32"
+    ) -> None:
+        """precision: as `Encoder.frames_of` takes it. Files that go in windows are computed in float32."""
+        self.encoder, self.precision = encoder, precision
         self.layer = codebook.provenance.layer if layer is None else layer
         encoder.check_layer(self.layer)
         codebook.check(encoder, self.layer)
@@ -45,8 +50,22 @@ class UnitEncoder:
         layer: int | None = None,
         device: str | torch.device = "auto",
         dtype: torch.dtype | None = None,
+        precision: str = "float32",
     ) -> "UnitEncoder":
-        return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer)
+        """dtype: of the encoder's weights. precision: of inference, as `use` takes it."""
+        device = choose_device(device)
+        if device.type == "cpu" and precision in ("float16", "bfloat16"):
+            dtype, precision = getattr(torch, precision), "float32"  # there is no faster way for it there
+        return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer).use(precision)
+
+    def use(self, precision: str) -> "UnitEncoder":
+        """From now on computes in `precision`; auto is half on a GPU, else float32."""
+        where = self.encoder.device.type
+        if precision == "auto":
+            precision = HALF if where == "cuda" else "float32"
+        check_precision(precision, where)
+        self.precision = precision
+        return self
 
     @property
     def frame_rate(self) -> float:
@@ -57,6 +76,12 @@ class UnitEncoder:
     def num_units(self) -> int:
         """K."""
         return self.codebook.size
+
+    @property
+    def computed_in(self) -> str:
+        """What decides how features are rounded: float32, float16, bfloat16 or int8."""
+        weights = str(self.encoder.dtype).removeprefix("torch.")
+        return self.precision if weights == "float32" else weights
 
     def encode(self, waveforms: Sequence[np.ndarray], batch_seconds: float | None = None) -> list[np.ndarray]:
         """Waveforms (T,) at the encoder's rate to frames (N,) int64 each, the same in any batch."""
@@ -72,8 +97,11 @@ class UnitEncoder:
         lengths = [len(waveforms[i]) / rate for i in short]
         for batch in length_batches(lengths, budget):
             members = [short[i] for i in batch]
-            features = self.encoder.features([waveforms[i] for i in members], self.layer)
-            for index, frames in zip(members, self.assign(features), strict=True):
+            given = [waveforms[i] for i in members]
+            results = self.start(*self.encoder.frames_of(given, self.layer, self.precision))()
+            if results is None:
+                results = self.start(*self.encoder.frames_of(given, self.layer))()
+            for index, frames in zip(members, results, strict=True):
                 found[index] = frames
         return found
 
@@ -95,6 +123,26 @@ class UnitEncoder:
         units = self.codebook.assign(torch.cat(features)).cpu().numpy()
         return np.split(units, np.cumsum([len(f) for f in features])[:-1])
 
+    def start(self, features: Tensor, frames: list[int], rows: object = None) -> Fetch:
+        """Features (sum of N, D) of rows of N frames each; what it returns waits for the units (N,) int64 of
+        each, or for None where half precision did not hold the features."""
+        units = self.codebook.assign(features).int()
+        # Fetched together, so that the host waits once.
+        numbers = torch.cat([units, features.isfinite().all()[None].int()])
+        done = None
+        if numbers.is_cuda:
+            pinned = torch.empty(len(numbers), dtype=torch.int32, pin_memory=True)
+            numbers, done = pinned.copy_(numbers, non_blocking=True), torch.cuda.Event()
+            done.record()
+
+        def fetch() -> list[np.ndarray] | None:
+            if done is not None:
+                done.synchronize()
+            *found, finite = np.split(numbers.numpy().astype(np.int64), np.cumsum(frames))
+            return found if finite[0] else None
+
+        return fetch
+
 
 def encode_manifest(
     units: UnitEncoder,
@@ -102,27 +150,32 @@ def encode_manifest(
     out: str | Path,
     shard: tuple[int, int] = (0, 1),
     batch_seconds: float | None = None,
-    part_seconds: float = PART_SECONDS,
+    part_seconds: float | None = None,
     max_bad: int = 0,
-    workers: int = 4,
+    workers: int | None = None,
 ) -> int:
     """Writes the unit rows of a manifest, in its order, to `out`; returns how many.
 
     Part files beside `out` hold what is done: after a kill the same call goes on with the next part. Files
     that cannot be read go to `out`.rejects.jsonl with the reason; more than `max_bad` of them are an error.
+    What made the units stands in `out` with the suffix .provenance.json. Memory does not grow with the hours.
     """
-    rows = read_manifest(manifest)
-    index, count = shard
-    rows = rows[index * len(rows) // count : (index + 1) * len(rows) // count]
-    folder = _parts_folder(units, manifest, Path(out), shard, part_seconds)
-    plan = _plan_parts(rows, part_seconds)
+    part_seconds = part_seconds or PART_SECONDS[units.encoder.device.type]
+    index, shards = shard
+    count = count_rows(manifest)
+    chosen = index * count // shards, (index + 1) * count // shards
+    key = _key(units, manifest, shard, part_seconds)
+    folder = Path(f"{out}.parts") / key
+    folder.mkdir(parents=True, exist_ok=True)
     bad = 0
-    for number, part in enumerate(plan):
+    for number, part in enumerate(manifest_parts(manifest, chosen, part_seconds)):
         path = folder / f"{number:06d}.jsonl"
+        rejects = path.with_suffix(".rejects")
         if not path.exists():
-            label = f"units {number + 1}/{len(plan)}"
-            write_jsonl(path, _encode_part(units, manifest, part, batch_seconds, workers, label))
-        bad += sum("reason" in line for _, line in read_jsonl(path))
+            label = f"units {number + 1}: "
+            write_jsonl(path, _encode_part(units, manifest, part, batch_seconds, workers, label, rejects))
+        if rejects.exists():
+            bad += len(rejects.read_bytes().splitlines())
         if bad > max_bad:
             _write_rejects(folder, out)
             path.unlink()  # a repaired file is tried again
@@ -130,44 +183,37 @@ def encode_manifest(
                 f"{bad} files of {manifest} cannot be read, max_bad is {max_bad}; "
                 f"reasons in {out}.rejects.jsonl"
             )
-    found = {line["id"]: UnitRow(**line) for line in _lines(folder) if "reason" not in line}
-    written = write_units(out, (found[row.id] for row in rows if row.id in found))
+    written = join_files(sorted(folder.glob("*.jsonl")), out)
     _write_rejects(folder, out)
+    write_json(Path(out).with_suffix(".provenance.json"), _provenance(units) | {"rows": written, "key": key})
     shutil.rmtree(folder.parent)
     return written
 
 
-def _parts_folder(
-    units: UnitEncoder, manifest: str | Path, out: Path, shard: tuple[int, int], part_seconds: float
-) -> Path:
-    """Part files live under a hash of all that decides their content, so that a changed run starts afresh."""
+def _key(units: UnitEncoder, manifest: str | Path, shard: tuple[int, int], part_seconds: float) -> str:
+    """A hash of all that decides what the parts hold, so that a changed run starts afresh."""
     centroids = units.codebook.centroids.cpu().numpy().tobytes().hex()
-    key = text_hash(
+    return text_hash(
         units.encoder.fingerprint,
         centroids,
         units.layer,
         file_hash(manifest),
         shard,
         part_seconds,
-        str(units.encoder.dtype),
+        units.computed_in,
         units.window_seconds,
+        "rows in order",
     )
-    folder = out.with_name(out.name + ".parts") / key
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
-def _plan_parts(rows: list[Utterance], part_seconds: float) -> list[list[Utterance]]:
-    """Rows of like lengths in parts of about `part_seconds` of audio; the same plan whenever it is made."""
-    parts: list[list[Utterance]] = []
-    filled = 0.0
-    for row in sorted(rows, key=lambda row: -row.seconds):
-        if not parts or filled >= part_seconds:
-            parts.append([])
-            filled = 0.0
-        parts[-1].append(row)
-        filled += row.seconds
-    return parts
+def _provenance(units: UnitEncoder) -> dict:
+    return {
+        "encoder": units.encoder.fingerprint,
+        "layer": units.layer,
+        "codebook_size": units.num_units,
+        "codebook": text_hash(units.codebook.centroids.cpu().numpy().tobytes().hex()),
+        "computed_in": units.computed_in,
+    }
 
 
 def _encode_part(
@@ -175,16 +221,31 @@ def _encode_part(
     manifest: str | Path,
     rows: list[Utterance],
     batch_seconds: float | None,
-    workers: int,
+    workers: int | None,
     label: str,
+    rejects: Path,
 ) -> Iterator[dict]:
+    """Yields the part's unit rows; those that cannot be read are in `rejects` when it ends."""
+    bad = []
     for row, frames, reason in encode_rows(
-        units.encoder, manifest, rows, units.layer, units.assign, batch_seconds, workers, label
+        units.encoder,
+        manifest,
+        rows,
+        units.layer,
+        units.start,
+        batch_seconds,
+        workers,
+        label,
+        units.precision,
     ):
         if frames is None:
-            yield {"id": row.id, "path": row.path, "reason": reason}
+            bad.append({"id": row.id, "path": row.path, "reason": reason})
         else:
-            yield asdict(unit_row(row, frames))
+            yield compact(unit_row(row, frames))
+    if bad:
+        write_jsonl(rejects, bad)
+    else:
+        rejects.unlink(missing_ok=True)
 
 
 def unit_row(row: Utterance, frames: np.ndarray) -> UnitRow:
@@ -195,17 +256,10 @@ def unit_row(row: Utterance, frames: np.ndarray) -> UnitRow:
     )
 
 
-def _lines(folder: Path) -> Iterator[dict]:
-    for path in sorted(folder.glob("*.jsonl")):
-        for _, line in read_jsonl(path):
-            yield line
-
-
 def _write_rejects(folder: Path, out: str | Path) -> None:
     path = Path(f"{out}.rejects.jsonl")
-    rejects = [line for line in _lines(folder) if "reason" in line]
-    if rejects:
-        write_jsonl(path, rejects)
+    if rejects := sorted(folder.glob("*.rejects")):
+        join_files(rejects, path)
     else:
         path.unlink(missing_ok=True)
 
@@ -229,18 +283,16 @@ def main(argv: list[str]) -> int:
         "--shard", default="0/1", help="i/n from 0: this run's rows; joined in order they are all"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
-        "--batch-seconds", type=float, help="padded audio a batch (60 on a CPU, 1200 on a GPU)"
+        "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU, float32 on a CPU"
     )
-    parser.add_argument(
-        "--part-seconds", type=float, default=PART_SECONDS, help="audio between two part files"
-    )
+    parser.add_argument("--batch-seconds", type=float, help="audio a batch (60 on a CPU, 640 on a GPU)")
+    parser.add_argument("--part-seconds", type=float, help="audio between two part files")
     parser.add_argument("--max-bad", type=int, default=0, help="unreadable files tolerated")
-    parser.add_argument("--workers", type=int, default=4, help="threads that decode ahead")
+    parser.add_argument("--workers", type=int, help="threads that decode ahead (all cores but one)")
     options = parser.parse_args(argv)
     units = UnitEncoder.load(
-        options.encoder, options.codebook, options.layer, options.device, DTYPES[options.dtype]
+        options.encoder, options.codebook, options.layer, options.device, precision=options.dtype
     )
     written = encode_manifest(
         units,

@@ -5,8 +5,8 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,15 +21,18 @@ from speechgpt.units.encoder_files import (
     ENCODER_FILE,
     ENCODER_FORMAT,
     WEIGHTS_FILE,
+    Undrawn,
     load_weights,
     read_configs,
     read_weights,
 )
-
-if TYPE_CHECKING:  # loading it takes seconds, and whoever only reads a codebook needs none
-    from transformers import HubertConfig
+from speechgpt.units.hubert import Hubert
+from speechgpt.units.hubert_config import HubertConfig
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
+# How `frames_of` may compute, by device.
+PRECISIONS = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16", "bfloat16")}
+HALF = "float16"  # which half of the two: its features lie eight times nearer to float32's
 # What changes the features and cannot be read off the weights' shapes.
 _FINGERPRINTED = (
     "conv_kernel",
@@ -55,6 +58,12 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device(device)
 
 
+def check_precision(precision: str, where: str) -> None:
+    """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
+    if precision not in PRECISIONS[where]:
+        raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
+
+
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
     """cuDNN rounds float32 convolutions to TF32 unless told not to, which changes units."""
@@ -72,31 +81,27 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        config: "HubertConfig",
+        config: HubertConfig,
         normalize: bool = False,
         sample_rate: int = 16_000,
         provenance: dict | None = None,
     ) -> None:
-        from transformers import HubertModel
-
         super().__init__()
-        config._attn_implementation = "sdpa"
         self.config = config
-        self.model = HubertModel(config)
+        self.model = Hubert(config)
         self.normalize = normalize  # the waveform is brought to mean 0 and variance 1 over its whole length
         self.sample_rate = sample_rate  # Hz
         self.provenance = provenance or {}
         self.derived_from = ""  # fingerprint of the encoder that this one is a rounded or shortened copy of
         self._fingerprint = ""
+        self._planned: tuple = (None, None)  # what it was made for, and the plan
 
     @classmethod
     def create(
         cls, architecture: dict, normalize: bool, seed: int, provenance: dict | None = None
     ) -> "Encoder":
         """A new encoder with random weights; `architecture` holds fields of `HubertConfig`."""
-        from transformers import HubertConfig
-
-        known = HubertConfig().to_dict().keys()
+        known = HubertConfig.names()
         if unknown := architecture.keys() - known:
             raise ValueError(
                 f"unknown architecture setting {', '.join(sorted(unknown))}; "
@@ -114,7 +119,8 @@ class Encoder(nn.Module):
         path = model_folder(path, ENCODER)
         config, extra = read_configs(path)
         weights = read_weights(path)
-        encoder = cls(config, extra["normalize"], extra["sample_rate"], extra.get("provenance"))
+        with Undrawn():
+            encoder = cls(config, extra["normalize"], extra["sample_rate"], extra.get("provenance"))
         encoder.derived_from = extra.get("derived_from", "")
         load_weights(encoder.model, weights, path)
         encoder._fingerprint = encoder.compute_fingerprint()
@@ -131,7 +137,7 @@ class Encoder(nn.Module):
             weights = {k: v.to(dtype) for k, v in weights.items()}
         with atomic_path(path / WEIGHTS_FILE) as part:
             part.write_bytes(save(weights, metadata={"format": "pt"}))
-        write_json(path / CONFIG_FILE, json.loads(copy.config.to_json_string()))
+        write_json(path / CONFIG_FILE, copy.config.to_values())
         extra = {
             "format": ENCODER_FORMAT,
             "normalize": self.normalize,
@@ -146,7 +152,7 @@ class Encoder(nn.Module):
     def _derived(self, dtype: torch.dtype | None, layers: int) -> "Encoder":
         if not 1 <= layers <= self.num_layers:
             raise ValueError(f"layers {layers}: the encoder has layers 1 to {self.num_layers}")
-        config = type(self.config)(**{**self.config.to_dict(), "num_hidden_layers": layers})
+        config = replace(self.config, num_hidden_layers=layers)
         copy = Encoder(config, self.normalize, self.sample_rate, self.provenance)
         kept = copy.model.state_dict().keys()
         weights = {k: v.detach().cpu() for k, v in self.model.state_dict().items() if k in kept}
@@ -189,6 +195,10 @@ class Encoder(nn.Module):
     def fingerprint(self) -> str:
         """sha256 over the float32 weights and the settings that change features, for any layer."""
         return self._fingerprint or self.compute_fingerprint()
+
+    def _apply(self, *given, **more) -> "Encoder":
+        self._planned = (None, None)  # weights move and are rounded without a new version
+        return super()._apply(*given, **more)
 
     def train(self, mode: bool = True) -> "Encoder":
         if mode:
@@ -253,7 +263,7 @@ class Encoder(nn.Module):
         hidden = self.positioned(hidden)
         found = []
         for number, layer in enumerate(self.model.encoder.layers[: layers[-1]], 1):
-            output = layer(hidden, attention_mask=attention)
+            output = layer(hidden, attention)
             if self.training and self.config.layerdrop > 0:
                 # Chosen on the device: no wait for the host, and every rank keeps the same graph.
                 keep = torch.rand((), device=hidden.device) >= self.config.layerdrop
@@ -308,27 +318,68 @@ class Encoder(nn.Module):
         scale = torch.rsqrt(variance + norm.eps) * norm.weight[None, :, None]  # B C 1
         return layer.activation(((hidden - mean) * scale + norm.bias[None, :, None]).to(dtype))
 
-    @torch.no_grad()
     def features(self, waveforms: Sequence[np.ndarray | Tensor], layer: int) -> list[Tensor]:
         """Waveforms (T,) of any lengths to features (N, D) float32 of `layer`, the same in any batch."""
-        self.check_layer(layer)
         if not len(waveforms):
+            self.check_layer(layer)
             return []
+        hidden, frames = self.frames_of(waveforms, layer)
+        return list(hidden.float().split(frames))
+
+    @torch.no_grad()
+    def frames_of(
+        self, waveforms: Sequence[np.ndarray | Tensor], layer: int, precision: str = "float32"
+    ) -> tuple[Tensor, list[int]]:
+        """Waveforms (T,) to the features of all, one after another (sum of N, D), and each one's N.
+
+        precision: float32; float16 or bfloat16 on a GPU, where this returns before the device is done and
+        the features are of that dtype; int8 on a CPU. An encoder that was loaded in half precision, or is in
+        training, takes float32 as its own.
+        """
+        self.check_layer(layer)
+        self._check_lengths(waveforms)
+        plan = self.plan_for(layer, precision)
+        if plan is not None:
+            return plan([np.asarray(w, np.float32) for w in waveforms])
         batch, lengths = self.pad(waveforms)  # B T, B
         whole = all(len(w) == batch.shape[1] for w in waveforms)
         with exact_convolutions():
             (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
-        return [row[: self.frames(len(w))].float() for row, w in zip(hidden, waveforms, strict=True)]
+        frames = [int(self.frames(len(w))) for w in waveforms]
+        return torch.cat([row[:n] for row, n in zip(hidden, frames, strict=True)]), frames
 
-    def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
-        """Waveforms (T,) to one normalised batch (B, T) on the device, and lengths (B,) in samples."""
-        batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
+    def plan_for(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
+        """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does."""
+        where = self.device.type
+        check_precision(precision, where)
+        if precision == "float32" and (where == "cuda" or self.training or self.dtype != torch.float32):
+            return None
+        key = layer, precision, tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._planned[0] != key:
+            if precision in ("float32", "int8"):
+                from speechgpt.units.packed_hubert import PackedHubert
+
+                plan = PackedHubert(self, layer, precision == "int8")
+            else:
+                from speechgpt.units.half_hubert import HalfHubert
+
+                plan = HalfHubert(self, layer, getattr(torch, precision))
+            self._planned = key, plan
+        return self._planned[1]
+
+    def _check_lengths(self, waveforms: Sequence[np.ndarray | Tensor]) -> None:
         for number, waveform in enumerate(waveforms):
             if len(waveform) < self.receptive_field:
                 raise ValueError(
                     f"waveform {number} of the batch: {len(waveform)} samples; the encoder needs at least "
                     f"{self.receptive_field} ({1000 * self.receptive_field / self.sample_rate:.0f} ms)"
                 )
+
+    def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
+        """Waveforms (T,) to one normalised batch (B, T) on the device, and lengths (B,) in samples."""
+        self._check_lengths(waveforms)
+        batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
+        for number, waveform in enumerate(waveforms):
             row = torch.as_tensor(waveform, dtype=torch.float32)
             if self.normalize:
                 row = functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS)

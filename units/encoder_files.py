@@ -4,14 +4,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from speechgpt.data.files import read_json
+from speechgpt.units.hubert import Hubert
+from speechgpt.units.hubert_config import HubertConfig
 from speechgpt.units.weight_files import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import HubertConfig, HubertModel
 
 ENCODER_FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE = "config.json", "model.safetensors", "encoder.json"
@@ -24,7 +28,20 @@ WEIGHT_NORM_NAMES = {  # how fairseq and older transformers name the positional 
 }
 
 
-def read_configs(path: Path) -> tuple["HubertConfig", dict]:
+_DRAWS = (Tensor.uniform_, Tensor.normal_, init.uniform_, init.normal_, init.kaiming_uniform_)
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules made inside hold whatever was in memory: for those whose weights come from a file, which is
+    read sooner than others are drawn. Not the meta device: its arithmetic imports for seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _DRAWS:  # which nn.init calls with the tensor by name
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def read_configs(path: Path) -> tuple[HubertConfig, dict]:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such encoder folder; `speechgpt pretrain` makes one")
     if not (path / CONFIG_FILE).exists():
@@ -49,9 +66,7 @@ def read_configs(path: Path) -> tuple["HubertConfig", dict]:
             "normalize": bool(values_of_hub.get("do_normalize", True)),
             "sample_rate": int(values_of_hub.get("sampling_rate", 16_000)),
         }
-    from transformers import HubertConfig
-
-    return HubertConfig(**values), extra
+    return HubertConfig.from_values(values), extra
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -73,11 +88,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     raise FileNotFoundError(f"{path}: holds no {WEIGHTS_FILE} or {OLD_WEIGHTS_FILE}; found {other}")
 
 
-def load_weights(model: "HubertModel", weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: Hubert, weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
     if issues := misfits(weights, expected, optional={"masked_spec_embed"}):
         raise ValueError(f"{path / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {issues}")
-    model.load_state_dict(weights, strict=False)
+    drawn = {name: torch.rand(expected[name].shape) for name in expected.keys() - weights.keys()}
+    model.load_state_dict(weights | drawn)
 
 
 def misfits(

@@ -1,24 +1,30 @@
-"""Features of a manifest's files: batches of like lengths under a budget, decoded ahead in threads."""
+"""Features of a manifest's files: batches of rows in order under a budget, decoded ahead in threads, and
+fetched from the device while it works on the next."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from speechgpt.data.audio import probe, read_audio, scan_audio
+from speechgpt.data.audio import TooLongError, read_audio, scan_audio
+from speechgpt.data.parallel import cores
 from speechgpt.data.rows import Utterance
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import WINDOW_SECONDS, open_long_audio, window_features
 
-BATCH_SECONDS = {"cpu": 60.0, "cuda": 1200.0}  # padded audio encoded at a time
+# Audio encoded at a time: on a CPU what caches and memory like, on a GPU 32,000 frames, whose products are
+# large enough, while 2 GB hold what the first convolution makes of them.
+BATCH_SECONDS = {"cpu": 60.0, "cuda": 640.0}
 AHEAD = 3  # batches decoded while one is encoded
 
-# Turns a batch's features, one (N, D) a row, into one array a row.
-Handle = Callable[[list[Tensor], list[Utterance]], list[np.ndarray]]
+Fetch = Callable[[], list[np.ndarray] | None]
+# Starts to turn a batch's features (sum of N, D), of rows of N frames each, into one array a row; what it
+# returns waits for them, and gives None where half precision did not hold the features.
+Handle = Callable[[Tensor, list[int], list[Utterance]], Fetch]
 Encoded = tuple[Utterance, np.ndarray | None, str]  # row, result, or None and why not
 
 
@@ -34,6 +40,20 @@ def length_batches(seconds: Sequence[float], budget: float) -> list[list[int]]:
     return batches
 
 
+def budget_batches(rows: Sequence[Utterance], budget: float) -> Iterator[list[Utterance]]:
+    """The rows in order, in batches of `budget` seconds at most, or of one longer row."""
+    batch: list[Utterance] = []
+    filled = 0.0
+    for row in rows:
+        if batch and filled + row.seconds > budget:
+            yield batch
+            batch, filled = [], 0.0
+        batch.append(row)
+        filled += row.seconds
+    if batch:
+        yield batch
+
+
 def encode_rows(
     encoder: Encoder,
     manifest: str | Path,
@@ -41,15 +61,15 @@ def encode_rows(
     layer: int,
     handle: Handle,
     batch_seconds: float | None = None,
-    workers: int = 4,
+    workers: int | None = None,
     progress: str = "",
+    precision: str = "float32",
 ) -> Iterator[Encoded]:
-    """Encodes the rows' files in batches of like lengths, decoding ahead in threads; yields in that order.
+    """Encodes the rows' files, decoding ahead in threads (all cores but one by default); yields in order.
 
     A file that cannot be read yields None and the reason; the rest of its batch goes on.
     """
-    budget = batch_seconds or BATCH_SECONDS[encoder.device.type]
-    batches = deque(length_batches([row.seconds for row in rows], budget))
+    batches = budget_batches(rows, batch_seconds or BATCH_SECONDS[encoder.device.type])
     bar = tqdm(
         total=round(sum(row.seconds for row in rows)),
         desc=progress,
@@ -57,25 +77,36 @@ def encode_rows(
         unit_scale=True,
         disable=None if progress else True,
     )
-    waiting: deque = deque()
-    with bar, ThreadPoolExecutor(workers) as pool:
-        while batches or waiting:
-            while batches and len(waiting) < AHEAD:
-                members = [rows[i] for i in batches.popleft()]
-                waiting.append([(row, pool.submit(_read, row, manifest, encoder)) for row in members])
-            batch = [(row, future.result()) for row, future in waiting.popleft()]
-            yield from _encode_batch(encoder, manifest, batch, layer, handle)
-            bar.update(round(sum(row.seconds for row, _ in batch)))
+    decoding: deque[list[tuple[Utterance, Future]]] = deque()
+    started: deque[Callable[[], list[Encoded]]] = deque()  # batches that the device works on
+    with bar, ThreadPoolExecutor(workers or max(1, cores() - 1)) as pool:
+        try:
+            while True:
+                while len(decoding) < AHEAD and (members := next(batches, None)):
+                    decoding.append([(row, pool.submit(_read, row, manifest, encoder)) for row in members])
+                if decoding:
+                    batch = [(row, future.result()) for row, future in decoding.popleft()]
+                    started.append(_start(encoder, manifest, batch, layer, handle, precision))
+                elif not started:
+                    return
+                if len(started) > 1 or not decoding:
+                    for done in started.popleft()():
+                        bar.update(round(done[0].seconds))
+                        yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _read(row: Utterance, manifest: str | Path, encoder: Encoder) -> np.ndarray | None | str:
     """The waveform (T,); None for a file so long that it goes in windows; a reason when it cannot be read."""
     path = row.audio(manifest)
     try:
-        if probe(path).seconds > WINDOW_SECONDS:
+        try:
+            # The manifest's word is not enough: a long file in one piece would fill the memory.
+            waveform = read_audio(path, encoder.sample_rate, WINDOW_SECONDS)
+        except TooLongError:
             scan_audio(path)
             return None
-        waveform = read_audio(path, encoder.sample_rate)
     except (ValueError, OSError) as error:
         return str(error)
     if len(waveform) < encoder.receptive_field:  # longer than HuBERT's 400 samples for encoders of 25 Hz
@@ -83,22 +114,44 @@ def _read(row: Utterance, manifest: str | Path, encoder: Encoder) -> np.ndarray 
     return waveform
 
 
-def _encode_batch(
-    encoder: Encoder, manifest: str | Path, batch: list[tuple], layer: int, handle: Handle
-) -> Iterator[Encoded]:
-    good = [(row, waveform) for row, waveform in batch if isinstance(waveform, np.ndarray)]
-    if good:
-        members = [row for row, _ in good]
-        features = encoder.features([waveform for _, waveform in good], layer)
-        for row, result in zip(members, handle(features, members), strict=True):
-            yield row, result, ""
-    for row, waveform in batch:
-        if isinstance(waveform, str):
-            yield row, None, waveform
-        elif waveform is None:
-            try:
-                with open_long_audio(row.audio(manifest), encoder.sample_rate) as long:
-                    pieces = [handle([piece], [row])[0] for piece in window_features(encoder, long, layer)]
-                yield row, np.concatenate(pieces), ""
-            except ValueError as error:
-                yield row, None, str(error)
+def _start(
+    encoder: Encoder, manifest: str | Path, batch: list[tuple], layer: int, handle: Handle, precision: str
+) -> Callable[[], list[Encoded]]:
+    """Gives the batch to the device; what it returns waits for the results, in the batch's order."""
+    rows = [row for row, waveform in batch if isinstance(waveform, np.ndarray)]
+    waveforms = [waveform for _, waveform in batch if isinstance(waveform, np.ndarray)]
+
+    def encode(how: str) -> Fetch:
+        return handle(*encoder.frames_of(waveforms, layer, how), rows) if rows else list
+
+    fetch = encode(precision)
+
+    def finish() -> list[Encoded]:
+        fetched = fetch()
+        if fetched is None:
+            fetched = encode("float32")()
+        if fetched is None:
+            raise ValueError(f"{manifest}: features that are no finite numbers, at {rows[0].id} or after it")
+        results, found = iter(fetched), []
+        for row, waveform in batch:
+            if isinstance(waveform, str):
+                found.append((row, None, waveform))
+            elif waveform is None:
+                found.append(_encode_long(encoder, manifest, row, layer, handle))
+            else:
+                found.append((row, next(results), ""))
+        return found
+
+    return finish
+
+
+def _encode_long(
+    encoder: Encoder, manifest: str | Path, row: Utterance, layer: int, handle: Handle
+) -> Encoded:
+    """A file that goes in windows, in float32."""
+    try:
+        with open_long_audio(row.audio(manifest), encoder.sample_rate) as waveform:
+            pieces = window_features(encoder, waveform, layer)
+            return row, np.concatenate([handle(piece, [len(piece)], [row])()[0] for piece in pieces]), ""
+    except ValueError as error:
+        return row, None, str(error)

@@ -60,7 +60,7 @@ def convert_hubert(tree: dict, where: str, provenance: dict | None = None) -> En
     with torch.device("meta"):  # sizes that are only claimed take no memory
         encoder = Encoder.create(_architecture(model), task.flag("normalize", False), 0, provenance)
     encoder.sample_rate = task.integer("sample_rate", 16_000)
-    named, expected = _renamed_arrays(arrays), encoder.model.state_dict()
+    named, expected = renamed_arrays(arrays), encoder.model.state_dict()
     made = {} if PROJECTION + ".weight" in named else _projection(encoder.width)
     if issues := misfits(named, {name: t for name, t in expected.items() if name not in made}):
         raise ValueError(f"{where}: the weights do not fit the checkpoint's own settings: {issues}")
@@ -183,7 +183,7 @@ def _architecture(model: Fields) -> dict:
     }
 
 
-def _renamed_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def renamed_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """fairseq's names to Hugging Face's, without what only its training used."""
     named = {_renamed(name): array for name, array in arrays.items() if not name.startswith(UNUSED)}
     for old, new in WEIGHT_NORM_NAMES.items():

@@ -107,9 +107,13 @@ class StreamingEncoder:
         ]
         shift, scale = self._norms.level
         piece = torch.from_numpy((window - shift) * scale)[None].to(encoder.device, encoder.dtype)  # 1 T
-        with torch.no_grad(), exact_convolutions():
-            (features,) = encoder(piece, None, (self.units.layer,), statistics=self._norms.group)  # 1 N D
-        (found,) = self.units.assign([features[0, self._final - left : stop - left].float()])
+        layer, group = self.units.layer, self._norms.group
+        if (plan := encoder.plan_for(layer, "float32")) is not None:
+            features, _ = plan.levelled(piece, group)  # N D
+        else:
+            with torch.no_grad(), exact_convolutions():
+                features = encoder(piece, None, (layer,), statistics=group)[0][0]  # N D
+        (found,) = self.units.assign([features[self._final - left : stop - left].float()])
         self._final = stop
         kept = kept[max(0, stop - self._history) * encoder.hop - self._start :]
         self._kept, self._start = [kept.copy()], self._heard - len(kept)

@@ -160,4 +160,4 @@ def _layer_windows(
             bias[right - left :] = math.log((total - (right - left)) / len(rest))
             bias = bias.expand(1, 1, min(window, total - start), -1)
         hidden = read(start, start + window)[None]
-        yield module(hidden, attention_mask=bias, key_value_states=seen)[0].float()
+        yield module(hidden, bias, seen)[0].float()

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 from math import prod
 from typing import Any
 
+EDGE_KERNEL = 7  # of the generator's first and last convolution
+
 
 @dataclass
 class VocoderConfig:
@@ -62,6 +64,31 @@ class VocoderConfig:
     def hop(self) -> int:
         """Samples a frame."""
         return prod(self.upsample_rates)
+
+    @property
+    def frame_reach(self) -> tuple[int, int]:
+        """Frames to the left and right of a frame that its samples depend on: (21, 21) as published."""
+        left, right = self.stage_reach(0)
+        return left + EDGE_KERNEL // 2, right + EDGE_KERNEL // 2
+
+    def stage_reach(self, stage: int) -> tuple[int, int]:
+        """Positions left and right of one that enters upsampling `stage` that its samples depend on."""
+        rates, kernels = self.upsample_rates[stage:], self.upsample_kernels[stage:]
+        first, last = 0, prod(rates) - 1  # of its samples, then of what they depend on, layer by layer
+        first, last = first - EDGE_KERNEL // 2, last + EDGE_KERNEL // 2
+        blocks = zip(self.resblock_kernels, self.resblock_dilations, strict=True)
+        block = max(sum((d + 1) * (kernel - 1) // 2 for d in dilations) for kernel, dilations in blocks)
+        for rate, kernel in reversed(list(zip(rates, kernels, strict=True))):
+            first, last = first - block, last + block
+            padding = (kernel - rate) // 2
+            # Output o of a transposed convolution sees input i if 0 <= o + padding - i * rate < kernel.
+            first, last = -((kernel - 1 - padding - first) // rate), (last + padding) // rate
+        return -first, last
+
+    @property
+    def unit_reach(self) -> int:
+        """Units to each side of a unit that its predicted duration depends on: 2 as published."""
+        return 2 * ((self.duration_kernel - 1) // 2) if self.duration_predictor else 0
 
     @property
     def has_speaker(self) -> bool:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt.data.files import read_json
+from speechgpt.data.files import read_json, write_json
 from speechgpt.units.encoder import choose_device, exact_convolutions
 from speechgpt.units.fairseq_backend import import_fairseq, quiet, reading
+from speechgpt.vocoder.generator import UnitVocoder
 
 
 class FairseqVocoder:
@@ -112,3 +113,42 @@ class FairseqVocoder:
     @property
     def _device(self) -> torch.device:
         return self.model.model.dict.weight.device
+
+
+def codehifigan_files(model: UnitVocoder, folder: Path) -> tuple[Path, Path]:
+    """Writes a vocoder of one voice as fairseq has it, for a comparison: (checkpoint, config.json)."""
+    config = model.config
+    state = {}
+    for name, weight in model.folded_state().items():
+        stem = name.removesuffix(".weight")
+        if weight.dim() == 3 and not stem.startswith("dur_predictor"):
+            norm = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1))
+            state |= {f"{stem}.weight_g": norm, f"{stem}.weight_v": weight}
+        else:
+            state[name] = weight
+    torch.save({"generator": state}, folder / "g_00500000")
+    write_json(
+        folder / "config.json",
+        {
+            "resblock": "1",
+            "upsample_rates": config.upsample_rates,
+            "upsample_kernel_sizes": config.upsample_kernels,
+            "upsample_initial_channel": config.initial_channels,
+            "resblock_kernel_sizes": config.resblock_kernels,
+            "resblock_dilation_sizes": config.resblock_dilations,
+            "num_embeddings": config.num_units,
+            "embedding_dim": config.embedding_dim,
+            "model_in_dim": config.embedding_dim,
+            "code_hop_size": config.hop,
+            "sampling_rate": config.sample_rate,
+            "multispkr": None,
+            "f0": False,
+            "dur_predictor_params": {
+                "encoder_embed_dim": config.embedding_dim,
+                "var_pred_hidden_dim": config.duration_width,
+                "var_pred_kernel_size": config.duration_kernel,
+                "var_pred_dropout": config.duration_dropout,
+            },
+        },
+    )
+    return folder / "g_00500000", folder / "config.json"

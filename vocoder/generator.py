@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from speechgpt.data.files import atomic_path, read_json, write_json
-from speechgpt.vocoder.architecture import VocoderConfig
+from speechgpt.vocoder.architecture import EDGE_KERNEL, VocoderConfig
 from speechgpt.vocoder.durations import DurationPredictor, frames_from_log
 from speechgpt.vocoder.weight_norm import WeightNorm
 
 SLOPE = 0.1  # of the leaky ReLUs
 LAST_SLOPE = 0.01  # of the one before the last convolution, as published
 INIT_STD = 0.01  # of the convolutions' weights, as published
-EDGE_KERNEL = 7  # of the first and the last convolution
 FORMAT = 1  # of the folder that `save` writes
 
 

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "check_rows",
     "cuda_graphs",
     "compile",
+    "least_group",
 )
 
 
@@ -47,6 +48,7 @@ class TrainConfig:
     precision: str = "float32"  # float32 | bf16 (autocast)
     cuda_graphs: bool = True  # replay captured steps on CUDA; falls back to eager steps with a warning
     compile: bool = False  # torch.compile of generator and discriminators, on CUDA
+    least_group: int = 0  # channels: smaller groups of the discriminators are computed several at once
     generator_channels_last: bool = False
     checkpoint_seconds: float = 600.0
     log_every: int = 50  # steps between looks at the losses; on CUDA also between checks for non-finite ones

@@ -105,7 +105,9 @@ class Run:
             raise ValueError(f"batch_size {config.batch_size} cannot be shared by {self.world} processes")
         torch.manual_seed(config.seed)
         model = UnitVocoder(plan).add_weight_norm().to(device)
-        self.steps = Steps(model, build_discriminators(config.discriminator).to(device), config)
+        self.steps = Steps(
+            model, build_discriminators(config.discriminator, config.least_group).to(device), config
+        )
         self.step, self.seconds, self.log = 0, 0.0, []
         self.captures = device.type == "cuda" and config.cuda_graphs
         self.every = config.log_every if device.type == "cuda" else 1
@@ -292,12 +294,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--benchmark", type=int, metavar="N", help="time N steps of each kind on made-up data"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="show the kernels of one adversarial step on made-up data"
+    )
     options = parser.parse_args(argv)
     config = TrainConfig.load(options.config)
     if options.benchmark:
-        from speechgpt.vocoder.benchmark import benchmark
+        from speechgpt.vocoder.benchmark_training import benchmark
 
         benchmark(config, options.benchmark, pick_device(options.device))
+        return 0
+    if options.profile:
+        from speechgpt.vocoder.benchmark_training import profile_step
+
+        profile_step(config, pick_device(options.device))
         return 0
     if missing := [n for n in ("manifest", "units", "out") if getattr(options, n) is None]:
         parser.error(f"needed: {', '.join('--' + n for n in missing)}")

@@ -49,7 +49,16 @@ def test_talk_prints_one_object_a_line(run, recordings, tmp_path):
     rows = [json.loads(line) for line in out]
     assert [row["path"] for row in rows] == [str(p) for p in recordings]
     for row, seconds in zip(rows, (0.7, 0.9, 0.5), strict=True):
-        assert list(row) == ["path", "transcript", "answer", "wav", "seconds_in", "seconds_out", "timings"]
+        assert list(row) == [
+            "path",
+            "transcript",
+            "answer",
+            "wav",
+            "seconds_in",
+            "seconds_out",
+            "timings",
+            "stalls",
+        ]
         assert row["seconds_in"] == pytest.approx(seconds, abs=0.01)
         assert soundfile.info(row["wav"]).duration == pytest.approx(row["seconds_out"], abs=1e-3)
         assert list(row["timings"]) == ["encode", "first_token", "first_sound", "total"]
@@ -153,6 +162,22 @@ def test_encode_with_parts_of_its_own(run, recordings, tiny_parts):
     assert run("encode", *recordings, *given, "--layer", 2, model=None)[1] == by_model
 
 
+def test_encode_in_the_precision_that_is_asked_for(run, recordings, monkeypatch):
+    from speechgpt.units.encode import UnitEncoder
+
+    used, use = [], UnitEncoder.use
+    monkeypatch.setattr(UnitEncoder, "use", lambda self, how: used.append(how) or use(self, how))
+    _, exact, _ = run("encode", *recordings, "--frames")
+    code, small, _ = run("encode", *recordings, "--frames", "--dtype", "int8")
+    assert code == 0 and used[-1] == "int8" and [len(line) > 0 for line in small] == [True] * 3
+    frames = [np.concatenate([text_to_units(line) for line in lines]) for lines in (exact, small)]
+    assert len(frames[0]) == len(frames[1]) and (frames[0] == frames[1]).mean() > 0.8
+    code, _, err = run("encode", recordings[0], "--dtype", "float8")
+    assert code == 2 and "precision float8 on cpu: expected one of float32, int8" in err[0]
+    code, _, err = run("encode", "-", "--dtype", "int8")
+    assert code == 2 and "streams are float32" in err[0]
+
+
 def test_stereo_channels_are_averaged_never_laid_end_to_end(run, recordings, tmp_path, make_tone):
     left, right = make_tone(0.8, 200), make_tone(0.8, 100)
     stereo, mono = tmp_path / "stereo.wav", tmp_path / "mono.wav"
@@ -236,7 +261,8 @@ def test_chat_of_several_turns(run, recording, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
     code, out, err = run("chat", "--out-dir", tmp_path / "chat")
     assert code == 2
-    assert [line.split(">")[0] for line in out] == ["answer", "heard", "answer", "answer"]
+    said = ["answer", "speech", "heard", "answer", "speech", "answer", "speech"]
+    assert [line.split(">")[0] for line in out] == said
     assert sorted(p.name for p in (tmp_path / "chat").iterdir()) == ["turn-1.wav", "turn-2.wav", "turn-3.wav"]
     assert len(err) == 3 and "gone.wav" in err[0] and "/what" in err[1]
 

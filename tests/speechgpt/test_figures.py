@@ -14,11 +14,12 @@ from speechgpt.answers import Turn
 from speechgpt.babble import LOUDEST, VOICES, add_babble, babble, loudest
 from speechgpt.cli import main
 from speechgpt.data.files import write_jsonl
+from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.qa_file import QuestionAnswer
 from speechgpt.data.questions import UNKNOWN_ANSWER
 from speechgpt.data.rows import Utterance, write_manifest
 from speechgpt.figures import FIGURES, read_figures
-from speechgpt.held_out import FigureSettings, HeldOut, NotMeasuredError, wrong_first
+from speechgpt.held_out import FigureSettings, HeldOut, wrong_first
 from speechgpt.judge import Pocketsphinx, SelfJudge
 from speechgpt.measures import accuracy, bootstrap, measure, median
 from speechgpt.question_figures import kind_of
@@ -106,7 +107,8 @@ def test_figures_stand_between_floor_and_ceiling(evaluated):
     assert rows["units with true durations"]["goal"] == pytest.approx(0.5 * natural)
     spoken = rows["word error rate of spoken sentences"]
     assert spoken["goal"] is None and "goal not applied: the judge is self" in spoken["note"]
-    assert [m["name"] for m in sections["A turn's time"]["measures"]] == ["whole answer spoken"]
+    timed = [m["name"] for m in sections["A turn's time"]["measures"]]
+    assert timed == ["whole answer spoken", "first sound"]
     assert rows["whole answer spoken"]["goal"] == 0.5
     assert rows["all weights"]["unit"] == "MB" and rows["all weights"]["value"] > 0
 
@@ -140,17 +142,20 @@ def test_a_turn_lasts_until_its_whole_answer_is_spoken(corpus):
     totals = iter([9.0, 0.3, 0.5, 0.4])  # the first warms the model up
 
     def reply(waveform):
-        timings = {"first_sound": 0.1, "total": next(totals)}
-        return SimpleNamespace(timings=timings, waveform=np.zeros(24_000), sample_rate=16_000)
+        total = next(totals)
+        timings = {"first_sound": total - 0.2, "total": total}
+        return SimpleNamespace(timings=timings, waveform=np.zeros(24_000), sample_rate=16_000, stalls=total)
 
     config = SimpleNamespace(max_question_seconds=9.0)
     model = SimpleNamespace(reply=reply, device="cpu", model_dir=SimpleNamespace(config=config))
     model.warm_up = lambda: model
     rows = [(Utterance("s1", "s1.wav", 1.0, split="test"), corpus / "s1.wav")]
     held = HeldOut(model, SelfJudge(lambda _: ""), rows, [], "test", 0)
-    (found,) = cost_figures.turn_time(held, FigureSettings(3, goal=0.5)).measures
+    found, first = cost_figures.turn_time(held, FigureSettings(3, goal=0.5)).measures
     assert (found.name, found.value, found.n, found.goal) == ("whole answer spoken", 0.4, 3, 0.5)
     assert found.low == 0.3 and found.high == 0.5 and "answer 1.50 s" in found.note
+    assert (first.name, first.goal, first.unit, first.better) == ("first sound", None, "s", "lower")
+    assert first.value == pytest.approx(0.2) and "stalls for 0.50 s at most" in first.note
 
 
 def babble_behind(folder, make_tone, count, monkeypatch):

@@ -10,8 +10,9 @@ import soundfile
 from speechgpt import order_figures, word_figures
 from speechgpt.answers import Turn
 from speechgpt.data import coffee
+from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.rows import Utterance
-from speechgpt.held_out import FigureSettings, HeldOut, NotMeasuredError
+from speechgpt.held_out import FigureSettings, HeldOut
 from speechgpt.judge import Pocketsphinx, SelfJudge
 
 ORDERS = [  # words, slots

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speechgpt.data.files import read_json, write_json
+from speechgpt.llama_decoder import LlamaDecoder
 from speechgpt.llama_files import LEFT_OVER, convert_llama, is_llama
 from speechgpt.lora_files import Lora, base_of
 from speechgpt.model import load_llama, load_trained
@@ -22,6 +23,8 @@ def weights_of(folder) -> dict[str, torch.Tensor]:
 
 def logits(model, ids=((1, 32_661, 7, 33_001, 99),)) -> torch.Tensor:
     with torch.no_grad():
+        if isinstance(model, LlamaDecoder):
+            return model.score(torch.tensor(ids))
         return model(input_ids=torch.tensor(ids)).logits
 
 

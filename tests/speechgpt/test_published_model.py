@@ -146,6 +146,6 @@ def test_rows_that_lack_are_refused(published, tmp_path):
 
 
 def test_the_embedding_row_of_a_unit_is_its_id(generator):
-    table = generator.model.get_input_embeddings().weight
-    assert table.shape == (33_006, 16) and generator.model.lm_head.weight.shape == (33_006, 16)
+    table = generator.decoder.embedding
+    assert table.shape == (33_006, 16) and generator.decoder.head.shape == (16, 33_006)
     assert not torch.equal(table[32_661], table[661])

@@ -32,7 +32,7 @@ from speechgpt.row_files import read_lines
 from speechgpt.stage_trainer import StageTrainer
 from speechgpt.stages import Run, StageConfig
 from speechgpt.text_tokenizer import train_tokenizer
-from speechgpt.train import main, training_arguments
+from speechgpt.train import main, stage_model, training_arguments
 from speechgpt.vocabulary import Vocabulary
 
 UNITS = 12
@@ -108,8 +108,10 @@ def trainer_of(world: Path, tmp_path: Path, **settings) -> StageTrainer:
     config = StageConfig.load(write_stage(tmp_path / "stage.yaml", **settings))
     data = [world / "instruct.jsonl"]
     run = Run.describe(config, world / "model", data, [], [], tmp_path / "run")
-    model, vocabulary = load_trained(world / "model")
+    vocabulary = Vocabulary.load(world / "model")
     rows = stage_rows(config, vocabulary, data, [], [], run.out)
+    torch.manual_seed(config.seed)
+    model = stage_model(config, world / "model")
     return StageTrainer(model, training_arguments(config, run, "stage.yaml"), config, vocabulary,
                         rows.train, rows.dev)  # fmt: skip
 
@@ -298,6 +300,8 @@ def test_the_presets_load_and_name_real_trainer_settings(preset, stage, tmp_path
         ({"trainer": {"output_dir": "x"}}, "trainer.output_dir is decided by --out"),
         ({"trainer": {"learning_rat": 1}}, "unknown setting trainer.learning_rat; near names: learning_rate"),
         ({"trainer": {"save_total_limit": 1}}, "save_total_limit under 2"),
+        ({"packed": True}, "batch_tokens is 0; packed rows want the tokens of a pack"),
+        ({"compiled": True}, "compiled wants packed"),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(world, tmp_path, settings, message):
@@ -316,6 +320,8 @@ def test_a_wrong_config_is_one_clear_line(world, tmp_path, settings, message):
         (1, "units.jsonl", {"max_length": 32}),
         (2, "instruct.jsonl", {"batch_tokens": 128, "unit_noise": 0.3}),
         (3, "chain.jsonl", {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}, "max_length": 128}),
+        (1, "units.jsonl", {"max_length": 9, "batch_tokens": 64, "packed": True}),
+        (2, "instruct.jsonl", {"batch_tokens": 96, "unit_noise": 0.3, "packed": True}),
     ],
 )
 def test_a_stage_runs_is_done_and_goes_on_after_a_kill(
@@ -379,6 +385,20 @@ def test_a_changed_config_trains_again_and_keeps_the_earlier_run(world, tmp_path
     assert not torch.equal(weights(out)["model.norm.weight"], first["model.norm.weight"])
 
 
+def test_a_run_from_before_a_setting_existed_is_still_the_same_run(world, tmp_path):
+    """A run's identity holds no setting that came later, as long as it says what was done before it."""
+    given = {"model": world / "model", "data": [world / "text.txt"], "mix": [], "dev": [], "out": tmp_path}
+    config = StageConfig.load(write_stage(tmp_path / "stage.yaml"))
+    run = Run.describe(config, **given)
+    assert not {"packed", "compiled"} & run.record["inputs"]["config"].keys()
+    assert {"packed", "compiled"} <= run.record["config"].keys()
+    said = StageConfig.load(write_stage(tmp_path / "said.yaml", packed=False, compiled=False))
+    assert Run.describe(said, **given).identity == run.identity
+    other = StageConfig.load(write_stage(tmp_path / "other.yaml", packed=True, batch_tokens=64))
+    assert Run.describe(other, **given).record["inputs"]["config"]["packed"] is True
+    assert Run.describe(other, **given).identity != run.identity
+
+
 def test_a_foreign_model_is_not_overwritten(world, tmp_path):
     shutil.copytree(world / "model", tmp_path / "out")
     with pytest.raises(ValueError, match="holds a model that no stage wrote"):
@@ -407,6 +427,35 @@ def test_two_small_batches_give_the_update_of_one_large_batch(world, tmp_path):
         step = (weight - before[name]).abs().max()
         assert step > 0
         assert (weight - found[1][name]).abs().max() < 1e-4 * step + 1e-8, name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"unit_noise": 0.4, "trainer": {"gradient_accumulation_steps": 2}},
+        {"lora": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["all-linear"]}},
+    ],
+)
+def test_packs_of_the_rows_of_padded_batches_have_the_same_loss_curve(world, tmp_path, monkeypatch, settings):
+    """Twenty updates over four epochs; also with noise, accumulated, and with an adapter and its new rows."""
+    settings = {"batch_tokens": 200, **settings}
+    trainer_settings = {"max_steps": 20, "logging_steps": 1, "learning_rate": 3e-3}
+    settings["trainer"] = trainer_settings | settings.get("trainer", {})
+    curves = []
+    for packed in (False, True):
+        if packed:  # the very rows of the padded batches, in the same order
+            monkeypatch.setattr(
+                "speechgpt.stage_trainer.PackedBatches",
+                lambda lengths, tokens, **place: LengthBatches(lengths, 8, tokens, **place),
+            )
+        trainer = trainer_of(world, tmp_path / f"packed-{packed}", packed=packed, **settings)
+        trainer.train()
+        curves.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert trainer.state.epoch > 2
+    assert len(curves[0]) == len(curves[1]) == 20
+    assert curves[0][-1] < 0.98 * curves[0][0]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

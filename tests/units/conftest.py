@@ -29,6 +29,15 @@ def make_encoder(architecture: dict, normalize: bool = True, seed: int = 0) -> E
     return Encoder.create(architecture, normalize, seed).eval()
 
 
+def transformers_model(encoder: Encoder) -> "transformers.HubertModel":  # noqa: F821
+    """transformers' own model with the encoder's settings and weights."""
+    from transformers import HubertConfig, HubertModel
+
+    model = HubertModel(HubertConfig(**encoder.config.to_values()))
+    model.load_state_dict(encoder.model.state_dict())
+    return model.train(encoder.training)
+
+
 def noise(samples: int, seed: int = 0) -> np.ndarray:
     """(T,) float32: noise whose loudness and colour change, so that frames differ."""
     generator = np.random.default_rng(seed)

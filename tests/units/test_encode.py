@@ -1,5 +1,8 @@
 """Manifests become unit rows: in order, once each, whatever is killed, sharded or unreadable."""
 
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -106,7 +109,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(units, corpus, tmp_pa
     monkeypatch.setattr(module, "write_jsonl", original)
     read = []
     monkeypatch.setattr(
-        extraction, "read_audio", lambda path, rate: read.append(path) or module.read_audio(path, rate)
+        extraction, "read_audio", lambda path, *given: read.append(path) or module.read_audio(path, *given)
     )
     encode_manifest(units, corpus, out, part_seconds=2)
     assert out.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
@@ -142,6 +145,10 @@ def test_command(units, corpus, tmp_path):
     arguments += ["--manifest", str(corpus), "--out", str(tmp_path / "units.jsonl"), "--device", "cpu"]
     assert module.main([*arguments, "--shard", "1/2"]) == 0
     assert [row.id for row in read_units(tmp_path / "units.jsonl")] == [f"row{i}" for i in range(7, 14)]
+    for dtype, computed_in in (("auto", "float32"), ("int8", "int8")):
+        assert module.main([*arguments, "--dtype", dtype]) == 0
+        made_by = json.loads((tmp_path / "units.provenance.json").read_text())
+        assert made_by["computed_in"] == computed_in
     with pytest.raises(ValueError, match="layer 1, |of layer 2, here it is 1"):
         module.main([*arguments, "--layer", "1"])
 
@@ -151,3 +158,97 @@ def test_shards_are_checked():
     for text in ("3/3", "1", "a/2", "-1/2", "0/0"):
         with pytest.raises(ValueError, match="expected i/n"):
             parse_shard(text)
+
+
+def test_repeated_ids_are_named_before_anything_is_computed(units, corpus, tmp_path):
+    write_manifest(corpus, [*read_manifest(corpus), Utterance("row3", "audio/1.wav", 0.5)])
+    with pytest.raises(ValueError, match="id 'row3' appears twice"):
+        encode_manifest(units, corpus, tmp_path / "units.jsonl")
+    assert not list(tmp_path.glob("units.jsonl*"))
+
+
+def test_what_made_the_units_stands_beside_them(units, corpus, tmp_path):
+    encode_manifest(units, corpus, tmp_path / "units.jsonl")
+    found = json.loads((tmp_path / "units.provenance.json").read_text())
+    assert (found["encoder"], found["computed_in"], found["rows"]) == (
+        units.encoder.fingerprint,
+        "float32",
+        14,
+    )
+
+
+def test_parts_of_another_precision_are_not_continued(units, corpus, tmp_path, monkeypatch):
+    exact = encode_manifest(units, corpus, tmp_path / "exact.jsonl")
+    units.precision = "int8"
+    assert encode_manifest(units, corpus, tmp_path / "small.jsonl") == exact
+    keys = [json.loads((tmp_path / f"{n}.provenance.json").read_text())["key"] for n in ("exact", "small")]
+    assert keys[0] != keys[1]
+
+
+def test_features_that_half_precision_cannot_hold_are_computed_again(units, corpus, tmp_path, monkeypatch):
+    encode_manifest(units, corpus, tmp_path / "exact.jsonl")
+    plain, asked = units.encoder.frames_of, []
+
+    def overflowing(waveforms, layer, precision="float32"):
+        asked.append(precision)
+        features, frames = plain(waveforms, layer)
+        return (features if precision == "float32" else features * float("inf")), frames
+
+    monkeypatch.setattr(units.encoder, "frames_of", overflowing)
+    units.precision = "float16"
+    encode_manifest(units, corpus, tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "exact.jsonl").read_bytes()
+    assert asked == ["float16", "float32"]
+    assert len(units.encode([noise(2000)])[0]) == 6
+
+
+def test_a_batch_is_fetched_while_the_next_is_encoded(units, corpus, monkeypatch):
+    events = []
+    plain = units.encoder.frames_of
+
+    def started(*given):
+        events.append("start")
+        return plain(*given)
+
+    def handle(features, frames, rows):
+        fetch = units.start(features, frames)
+        return lambda: events.append("fetch") or fetch()
+
+    monkeypatch.setattr(units.encoder, "frames_of", started)
+    rows = read_manifest(corpus)
+    found = list(extraction.encode_rows(units.encoder, corpus, rows, units.layer, handle, 4.0))
+    assert [row.id for row, _, _ in found] == [row.id for row in rows]
+    assert events[:4] == ["start", "start", "fetch", "start"] and events[-2:] == ["fetch", "fetch"]
+
+
+def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
+    """Peak memory of Python and numpy, with an encoder that only counts frames; hashes of ids may grow."""
+    encoder = make_encoder(GROUP, normalize=False)
+    provenance = Provenance(encoder.fingerprint, 1, 16_000, 320, False)
+    units = UnitEncoder(encoder, Codebook(torch.randn(5, 16), provenance))
+    generator = torch.Generator().manual_seed(0)
+
+    def frames_of(waveforms, layer, precision):
+        frames = [50] * len(waveforms)
+        return torch.randn(sum(frames), 16, generator=generator), frames
+
+    monkeypatch.setattr(encoder, "frames_of", frames_of)
+    monkeypatch.setattr(extraction, "read_audio", lambda path, *given: np.zeros(3200, np.float32))
+    peaks = []
+    for number, count in enumerate((300, 300, 3000)):  # 3 and 30 hours; the first run also loads things
+        rows = (Utterance(f"row-{n:07d}", "a.wav", 36.0, text="word " * 20) for n in range(count))
+        write_manifest(tmp_path / "manifest.jsonl", rows)
+        tracemalloc.start()
+        out = tmp_path / f"{number}.jsonl"
+        assert encode_manifest(units, tmp_path / "manifest.jsonl", out, part_seconds=3600.0) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.1 * peaks[1] + 24 * 2700, peaks
+
+
+def test_precisions_are_those_of_the_device(units):
+    assert units.use("auto").computed_in == "float32" and units.use("int8").computed_in == "int8"
+    exact, small = units.use("float32").encode([noise(9000)])[0], units.use("int8").encode([noise(9000)])[0]
+    assert (exact == small).mean() > 0.8
+    with pytest.raises(ValueError, match="precision float16 on cpu: expected one of float32, int8"):
+        units.use("float16")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import window_features
 
-from .conftest import GROUP, LAYER, STABLE, make_encoder, noise
+from .conftest import GROUP, LAYER, STABLE, make_encoder, noise, transformers_model
 
 LENGTHS = (400, 719, 720, 12_345, 16_000)
 ALL = pytest.mark.parametrize("architecture", [GROUP, LAYER, STABLE], ids=["group", "layer", "stable"])
@@ -29,12 +29,13 @@ def test_frames_at_edge_lengths(samples, frames):
 @ALL
 def test_features_are_those_of_transformers_hubert(architecture, normalize):
     encoder = make_encoder(architecture, normalize)
+    judge = transformers_model(encoder)
     for samples in LENGTHS:
         waveform = torch.from_numpy(noise(samples))
         if normalize:
             waveform = torch.nn.functional.layer_norm(waveform, waveform.shape)
         with torch.no_grad():
-            expected = encoder.model(waveform[None], output_hidden_states=True).hidden_states
+            expected = judge(waveform[None], output_hidden_states=True).hidden_states
         for layer in (1, 3):
             (features,) = encoder.features([noise(samples)], layer)
             torch.testing.assert_close(features, expected[layer][0], atol=1e-5, rtol=0)
@@ -147,3 +148,18 @@ def test_normalised_waveforms_have_no_level():
     encoder = make_encoder(LAYER)
     loud, quiet = encoder.features([noise(4000), (noise(4000) * np.float32(0.1))], 2)
     torch.testing.assert_close(loud, quiet, atol=2e-2, rtol=0)
+
+
+def test_loading_draws_no_weights():
+    """They would be overwritten; of an encoder of 95 million that took longer than to read the file."""
+    from torch import nn
+
+    from speechgpt.units.encoder_files import Undrawn
+
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    with Undrawn():
+        nn.Conv1d(3, 4, 5), nn.Linear(6, 7), nn.Embedding(8, 9)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    nn.Linear(6, 7)
+    assert not torch.equal(torch.random.get_rng_state(), before)

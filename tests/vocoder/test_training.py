@@ -157,7 +157,10 @@ def test_the_benchmark(train_config, tmp_path, capsys):
     config.write_text(yaml.safe_dump(asdict(train_config)))
     assert main(["--config", str(config), "--benchmark", "1", "--device", "cpu"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert len(results) == 3 and all(r["steps_per_second"] > 0 for r in results)
+    assert len(results) == 2 and all(r["steps_per_second"] > 0 for r in results)
+    assert main(["--config", str(config), "--profile", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("one adversarial step") and len(lines) == 16
 
 
 def test_phases_run_in_order():
