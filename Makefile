@@ -45,12 +45,20 @@ E = $(if $(REFINE),$(U)/encoder,$(FITTED))
 CODEBOOK := $(U)/codebook.safetensors
 UNITS := $(U)/units.jsonl
 MODEL := $(U)/model/speechgpt.json
+# A preset may train the encoder further towards its own codebook, which stays: refine.yaml, then voices.yaml.
+REFINE := $(if $(ENCODER),,$(wildcard $(CONFIG)/refine.yaml))
+VOICES := $(if $(REFINE),$(wildcard $(CONFIG)/voices.yaml))
+REFINED := $(if $(VOICES),$(U)/refined,$E)
+# A preset may train all weights of the language model once more, on the rows of stages 2 and 3 together (round.yaml).
+ROUND := $(wildcard $(CONFIG)/round.yaml)
+LLM := $(if $(ROUND),$(U)/round,$(U)/llm)
+LLM_MADE := $(if $(ROUND),$(U)/round/done.json,$(U)/llm/config.json)
 
 $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
 .PHONY: help setup demo test lint data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini bench
-.PHONY: FORCE
+.PHONY: FORCE refined llm
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -106,13 +114,19 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds beside the released way: work/bench/; DEVICE=cuda, ONLY="words"
 	$(SPEECHGPT) bench --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE)) $(if $(ONLY),--only $(ONLY)) --out work/bench
 
-# As it was trained: the encoder by four processes and then, towards its codebook, by one, the vocoder by two, the
-# language model by one. With one GPU the encoder takes four times the steps, and the vocoder hears half as much.
+# As it was trained: the encoder by four processes and then, towards its codebook, by one and by two, the vocoder by
+# two, the language model by one and in its last round by two. With one GPU the encoder takes four times the steps and
+# later twice as many, and the vocoder and the last round hear half as much.
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
 	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
-	$(MAKE) --no-print-directory codebook PRESET=mini TORCHRUN=
+	$(MAKE) --no-print-directory refined PRESET=mini TORCHRUN=
+	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 2",\
+	  VOICES_OPTIONS="--steps 7000" TORCHRUN=)
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
+	$(MAKE) --no-print-directory instruct PRESET=mini TORCHRUN=
+	$(MAKE) --no-print-directory llm PRESET=mini TORCHRUN=
+	$(MAKE) --no-print-directory stage3 PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory eval PRESET=mini TORCHRUN=
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
@@ -121,12 +135,14 @@ toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 # ---- the pipeline: goals, then the files that they stand for ----------------------------------------------------
 data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
 encoder: $(ENCODED) ## HuBERT by masked prediction
+refined: $(if $(REFINE),$(REFINED)/done.json)
+llm: $(U)/llm/config.json
 codebook: $(CODEBOOK) ## k-means on its features, or centroids that tell phones apart
 units: $(UNITS) $(U)/quality.json ## every recording as discrete units, and how good they are
 instruct: $(U)/instruct.jsonl ## rows with task descriptions
 stage1: $(U)/stage1/done.json ## modality adaptation: units alone
 stage2: $(U)/stage2/done.json ## cross-modal instruction: ASR and TTS rows
-stage3: $(U)/llm/config.json ## chain of modality: LoRA, merged
+stage3: $(LLM_MADE) ## chain of modality: LoRA, merged
 vocoder: $(U)/vocoder/done.json ## units back to speech
 model: $(MODEL) ## all parts in one folder, as `--model` takes it
 eval: $(U)/report/report.json ## measure the model: report.json and report.html
@@ -190,7 +206,10 @@ $(C)/spoken/manifest.jsonl: $(TEXTS)
 AS_HEARD := $(C)/heard.jsonl
 $(AS_HEARD): $(C)/spoken/manifest.jsonl $(firstword $(RECORDED))
 	$(SPEECHGPT) merge $^ --out $@
-$(DATA)/manifest.jsonl: $(AS_HEARD) $(lastword $(RECORDED))
+SPOKEN_COPIES := $(patsubst %,$(C)/spoken/perturbed/manifest.jsonl,$(wildcard $(CONFIG)/perturb-spoken.yaml))
+$(C)/spoken/perturbed/manifest.jsonl: $(C)/config/perturb-spoken.yaml $(C)/spoken/manifest.jsonl
+	$(SPEECHGPT) perturb --config $< --manifest $(C)/spoken/manifest.jsonl --out $(@D)
+$(DATA)/manifest.jsonl: $(AS_HEARD) $(lastword $(RECORDED)) $(SPOKEN_COPIES)
 	$(SPEECHGPT) merge $^ --out $@
 else ifeq ($(PRESET),toy)
 $(DATA)/manifest.jsonl $(DATA)/qa.jsonl &: $(C)/config/corpus.yaml | $(SETUP)
@@ -231,16 +250,18 @@ else ifeq ($(ENCODER),)
 $(C)/encoder/done.json: $(C)/config/encoder.yaml $(AS_HEARD)
 	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) $(PRETRAIN_OPTIONS) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 endif
-# A preset may train the encoder further towards its own codebook, which stays (refine.yaml).
-REFINE := $(if $(ENCODER),,$(wildcard $(CONFIG)/refine.yaml))
 FIT := $(if $(REFINE),$(U)/fitted.safetensors,$(CODEBOOK))
 $(U)/codebook.yaml: $(C)/config/codebook.yaml
 	@mkdir -p $(@D); sed 's/^k:.*/k: $(K)/' $< > $@
 $(FIT): $(U)/codebook.yaml $(ENCODED) $(DATA)/manifest.jsonl
 	$(SPEECHGPT) codebook --config $< --encoder "$(FITTED)" --manifest $(DATA)/manifest.jsonl --device $(DEVICE) --out $@
 ifneq ($(REFINE),)
-$E/done.json: $(C)/config/refine.yaml $(FIT) $(AS_HEARD)
+$(REFINED)/done.json: $(C)/config/refine.yaml $(FIT) $(AS_HEARD)
 	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) --init $(FITTED) --teacher $(FITTED) --teacher-codebook $(FIT) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+ifneq ($(VOICES),)
+$E/done.json: $(C)/config/voices.yaml $(REFINED)/done.json $(AS_HEARD)
+	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) --init $(REFINED) --teacher $(REFINED) --teacher-codebook $(REFINED)/codebook.safetensors $(VOICES_OPTIONS) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+endif
 $(CODEBOOK): $E/done.json
 	cp $E/codebook.safetensors $@
 endif
@@ -277,13 +298,15 @@ $(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
+$(U)/round/done.json: $(C)/config/round.yaml $(U)/llm/config.json $(U)/chain.jsonl $(TYPED) $(U)/instruct.jsonl
+	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
 # A LLaMA that starts from fresh weights first sees text in stage 1.
 BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
 STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT))
 
 # -- the model, measured
-$(MODEL): $(C)/config/model.yaml $(U)/llm/config.json $(U)/vocoder/done.json
-	$(SPEECHGPT) assemble --config $< --encoder "$E" --codebook $(CODEBOOK) --llm $(U)/llm --vocoder $(U)/vocoder \
+$(MODEL): $(C)/config/model.yaml $(LLM_MADE) $(U)/vocoder/done.json
+	$(SPEECHGPT) assemble --config $< --encoder "$E" --codebook $(CODEBOOK) --llm $(LLM) --vocoder $(U)/vocoder \
 	  --stage-config $(C)/config/stage3.yaml --out $(@D)
 $(U)/report/report.json: $(C)/config/eval.yaml $(MODEL) $(U)/quality.json
 	$(SPEECHGPT) eval --config $< --model $(U)/model --manifest $(DATA)/manifest.jsonl $(if $(QA),$(C)/qa/spoken/manifest.jsonl) \

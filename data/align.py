@@ -22,7 +22,7 @@ from speechgpt.data.audio import SAMPLE_RATE, read_audio
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.parallel import in_processes
 from speechgpt.data.rows import Utterance, path_from, read_manifest, write_manifest
-from speechgpt.data.synthesize import ARPABET, DEBIAN_PACKAGE, FLITE_TO_ARPABET
+from speechgpt.data.speaking import ARPABET, DEBIAN_PACKAGE, FLITE_TO_ARPABET
 from speechgpt.data.text_normal import normalise
 
 CHUNK = 25  # utterances: what a kill can cost each job

@@ -50,11 +50,13 @@ def build_rows(
     tts_speakers: Sequence[str] = (),
     max_units: int = 0,
     rejects: Rejects | None = None,
+    tts_exclude: Sequence[str] = (),
 ) -> Iterator[InstructRow]:
     """Yields a row (with `both`, two) for every unit row that has text; the others are for stage 1 alone.
 
     `descriptions` has the lists for "asr" and "tts"; `max_units` 0 means no limit. With `tts_speakers`, only
-    what they say is spoken, so that the model has one voice; rows of all others are recognised.
+    what they say is spoken, so that the model has one voice; rows of all others are recognised. So are rows
+    that a pattern of `tts_exclude` names, disturbed copies: nobody should learn to speak like them.
     """
     for row in units:
         if not row.text.strip():
@@ -67,6 +69,8 @@ def build_rows(
         drawn = "asr" if draw(seed, "direction", row.id) < asr_share else "tts"
         kinds = ("asr", "tts") if both else (drawn,)
         if tts_speakers and row.speaker not in tts_speakers:
+            kinds = ("asr",)
+        if matches(f"{row.corpus}/{row.id}", tts_exclude):
             kinds = ("asr",)
         for kind in kinds:
             description = pick(descriptions[kind], seed, "description", kind, row.id)
@@ -108,6 +112,7 @@ class InstructSettings:
     both: bool = False
     tts_speakers: list = field(default_factory=list)
     exclude: list = field(default_factory=list)
+    tts_exclude: list = field(default_factory=list)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -124,6 +129,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--both", action="store_true", help="make both an ASR and a TTS row of every pair")
     add("--tts-speakers", nargs="+", default=[], help="TTS rows of these speakers alone (default: of all)")
     add("--exclude", nargs="+", default=[], help="patterns of CORPUS/ID of rows to leave out, e.g. 'words/*'")
+    add("--tts-exclude", nargs="+", default=[], help="the same, of rows that are only recognised")
     add("--chat", type=Path, nargs="*", default=[], help="question-answer files that add text chats")
     add("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="write only these splits to OUT")
     add("--max-units", type=int, default=0, help="reject longer rows (default 0: no limit)")
@@ -157,6 +163,7 @@ def main(argv: list[str]) -> int:
                 args.tts_speakers,
                 args.max_units,
                 rejects,
+                args.tts_exclude,
             )
         )
         rows += [row for path in args.chat for row in chat_rows(read_questions(path))]

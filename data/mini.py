@@ -69,6 +69,8 @@ class MiniConfig:
     voices_test: dict
     answer_voice: str
     answer_voice_share: float  # of the training sentences, so that it says more than the answers
+    smalltalk_family: int = 0  # wordings more of each row of small talk, from others of its family
+    unknown_made: int = 0  # questions that cannot be answered, from templates, all of train
     sums_read: int = 0  # more sums, which nobody speaks: the table is learnt from text
     prose_voices: int = 1  # how often each piece of the training prose is spoken, by voices drawn anew
 
@@ -204,8 +206,8 @@ def questions(
         *digits(config.digits, held, seed),
         *sums(config.sums, held, seed),
         *repeats(config.repeats, held, seed, maker),
-        *smalltalk(config.smalltalk, seed),
-        *unknown(config.unknown, config.unknown_sentences, held, seed, maker),
+        *smalltalk(config.smalltalk, seed, families=config.smalltalk_family),
+        *unknown(config.unknown, config.unknown_sentences, held, seed, maker, made=config.unknown_made),
         *recordings,
     ]
     if repeated := [i for i, n in Counter(row.id for row in rows).items() if n > 1]:

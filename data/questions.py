@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speechgpt.data import coffee
+from speechgpt.data.families import family_wordings
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.qa_file import answer_id
 from speechgpt.data.rows import Utterance
@@ -197,11 +198,17 @@ def wording_splits(row: dict, seed: int) -> list[str]:
     return splits
 
 
-def smalltalk(count: int, seed: int, path: Path = QA / "smalltalk.jsonl") -> Iterator[Question]:
-    """Every held-out wording once, then the training wordings in turn until there are `count`."""
+def smalltalk(
+    count: int, seed: int, path: Path = QA / "smalltalk.jsonl", families: int = 0
+) -> Iterator[Question]:
+    """Every held-out wording once, then the training wordings in turn until there are `count`.
+
+    families: at most so many wordings more of each row, from the other rows of its family.
+    """
     training: list[Question] = []
     number = 0
-    for row in read_smalltalk(path):
+    rows = read_smalltalk(path)
+    for row in rows:
         for place, (text, split) in enumerate(zip(row["questions"], wording_splits(row, seed), strict=True)):
             question = Question(f"talk.{row['id']}.{place}", text, row["answer"], split)
             if split == "train":
@@ -209,6 +216,7 @@ def smalltalk(count: int, seed: int, path: Path = QA / "smalltalk.jsonl") -> Ite
             else:
                 yield question
                 number += 1
+    training += _from_families(rows, training, seed, families)
     if count < number + len(training):
         raise ValueError(f"smalltalk: {count} asked for; {path} alone has {number + len(training)} wordings")
     for again in range(count - number):
@@ -217,10 +225,33 @@ def smalltalk(count: int, seed: int, path: Path = QA / "smalltalk.jsonl") -> Ite
         yield Question(f"{base.id}.v{take}", base.question, base.answer, "train")
 
 
+def _from_families(rows: list[dict], training: list[Question], seed: int, most: int) -> list[Question]:
+    said: dict[str, list[str]] = defaultdict(list)
+    for question in training:
+        said[question.id.split(".")[1]].append(question.question)
+    taken = {text for row in rows for text in row["questions"]}
+    answers = {row["id"]: row["answer"] for row in rows}
+    found = []
+    for name, texts in family_wordings(rows, said, taken).items():
+        random.Random(f"{seed} family {name}").shuffle(texts)
+        found += [
+            Question(f"talk.{name}.f{place}", text, answers[name], "train")
+            for place, text in enumerate(texts[:most])
+        ]
+    return found
+
+
 def unknown(
-    count: int, sentences: int, held: int, seed: int, maker: SentenceMaker, path: Path = QA / "unknown.txt"
+    count: int,
+    sentences: int,
+    held: int,
+    seed: int,
+    maker: SentenceMaker,
+    path: Path = QA / "unknown.txt",
+    made: int = 0,
 ) -> Iterator[Question]:
-    """Listed questions in turn (`count`), and `sentences` that ask nothing, all with one polite answer."""
+    """Listed questions in turn (`count`), `sentences` that ask nothing, and `made` questions from templates,
+    all with one polite answer. What is made is all in train."""
     rng = random.Random(f"{seed} unknown")
     texts = [t for t in path.read_text(encoding="utf-8").splitlines() if t and not t.startswith("#")]
     rng.shuffle(texts)
@@ -233,3 +264,11 @@ def unknown(
         while text in known or coffee.parse(text) or len(text.split()) < 4:
             text = maker.sentence(rng)
         yield Question(f"unknown.s{number:05d}", text, UNKNOWN_ANSWER, "train")
+    rng = random.Random(f"{seed} unknown made")
+    kept = known | set(texts)
+    templates = maker.read_templates(QA / "unknown_templates.txt") if made else []
+    for number in range(made):
+        text = maker.expand(templates[number % len(templates)], rng)
+        while text in kept:
+            text = maker.expand(rng.choice(templates), rng)
+        yield Question(f"unknown.m{number:05d}", text, UNKNOWN_ANSWER, "train")

@@ -23,12 +23,16 @@ class SentenceMaker:
         self.words: dict[str, list[str]] = {}
         for block, _, line in read_blocks(folder / "words.txt"):
             self.words.setdefault(block, []).extend(w.replace("_", " ") for w in line.split())
-        self.templates: list[str] = []
-        path = folder / "templates.txt"
+        self.templates = self.read_templates(folder / "templates.txt")
+
+    def read_templates(self, path: Path) -> list[str]:
+        """One a line. Raises ValueError naming a broken line."""
+        templates = []
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if line.strip() and not line.startswith("#"):
                 self._check(line.strip(), f"{path}:{number}")
-                self.templates.append(line.strip())
+                templates.append(line.strip())
+        return templates
 
     def _check(self, template: str, where: str) -> None:
         left = re.sub(r"[\[\]]", "", re.sub(r"\{[^{}\[\]]+\}", "", template))

@@ -1,7 +1,8 @@
-"""Speaks given sentences with flite and espeak-ng in many voices: audio files and a manifest.
+"""Speaks given sentences with flite, espeak-ng and festival in many voices: audio files and a manifest.
 
 Sentences are spoken in chunks. A chunk's rows are written when all its audio is, and the manifest after the
-last chunk: a killed run goes on with the same command, and ends with the same rows.
+last chunk: a killed run goes on with the same command, and ends with the same rows (espeak-ng never says a
+sentence twice the same: its times may differ by less than a millisecond).
 """
 
 import argparse
@@ -9,35 +10,24 @@ import hashlib
 import json
 import random
 import re
-import shutil
 import subprocess
 import tempfile
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from speechgpt.data.audio import SAMPLE_RATE, resample
+from speechgpt.data.audio import SAMPLE_RATE
 from speechgpt.data.files import atomic_path, read_jsonl, write_jsonl
 from speechgpt.data.parallel import in_processes
 from speechgpt.data.rows import Utterance, write_manifest
-from speechgpt.data.voices import FLITE, VOICES, Voice, resolve
+from speechgpt.data.speaking import check_programs, speak
+from speechgpt.data.voices import VOICES, resolve
 
 CHUNK = 100  # sentences: what a kill can cost each job
-TIMEOUT = 60  # seconds that one sentence may take
-VERSION = 1  # of the way in which sentences become audio: another one speaks everything again
+VERSION = 2  # of the way in which sentences become audio: another one speaks everything again
 FOLDERS = 256  # audio files lie in this many, since a folder of 60,000 files is slow everywhere
-DEBIAN_PACKAGE = {"flite": "flite", "espeak-ng": "espeak-ng"}
-PEAK = 0.99  # the loudest that a file may be: warping can overshoot
-MIN_SECONDS = 0.1
-FLITE_TO_ARPABET = {"ax": "AH", "pau": "SIL", "ssil": "SIL", "brth": "SIL"}
-ARPABET = tuple(
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG "
-    "OW OY P R S SH T TH UH UW V W Y Z ZH".split()
-)
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -72,60 +62,6 @@ def read_sentences(path: str | Path) -> list[Sentence]:
         seen.add(row["id"])
         sentences.append(Sentence(**row))
     return sentences
-
-
-def sanitise(text: str, program: str) -> str:
-    """One line of what the program can read aloud; its markup ([[phonemes]], tags) becomes plain text."""
-    if program == FLITE:
-        text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(re.sub(r"[\[\]<>{}|\\^~`_*#]", " ", text).split())
-
-
-def parse_phones(printed: str, seconds: float) -> list[list]:
-    """flite's `pau:0.159 sh:0.296` to [[phone, end in seconds], ...] that ends with the audio.
-
-    A text of several sentences prints a line each, whose times begin anew. Times are scaled to the audio's
-    true length: the kal voices run 2.6 % long, and warped voices are replayed at another speed.
-    """
-    phones, start, last = [], 0.0, 0.0
-    for item in printed.split():
-        label, _, end = item.rpartition(":")
-        if float(end) < last:
-            start += last
-        last = float(end)
-        phone = FLITE_TO_ARPABET.get(label, label.upper())
-        if phone not in ARPABET and phone != "SIL":
-            raise ValueError(f"flite printed the unknown phone {label!r}")
-        phones.append([phone, start + last])
-    if not phones:
-        return []
-    scale = seconds / phones[-1][1]
-    return [[phone, round(end * scale, 4)] for phone, end in phones]
-
-
-def speak(text: str, voice: Voice, folder: Path) -> tuple[np.ndarray, list[list]]:
-    """Returns the waveform (T,) at 16 kHz and its phones ([] where the program tells none)."""
-    import soundfile
-
-    text = sanitise(text, voice.program)
-    if not re.search(r"\w", text):
-        raise ValueError("nothing to say")
-    text_file, wav = folder / "text.txt", folder / "speech.wav"
-    wav.unlink(missing_ok=True)
-    text_file.write_text(text + "\n", encoding="utf-8")
-    command = voice.command(str(text_file), str(wav))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
-    if done.returncode or not wav.exists():
-        said = " ".join(done.stderr.split())[:200]
-        raise ValueError(f"{voice.program} ended with {done.returncode} and no audio: {said}")
-    samples, rate = soundfile.read(str(wav), dtype="float32")  # T'
-    waveform = resample(samples, round(rate * voice.tract), SAMPLE_RATE)  # T
-    if len(waveform) < MIN_SECONDS * SAMPLE_RATE or not waveform.any():
-        raise ValueError(f"{voice.program} said nothing ({len(waveform)} samples)")
-    waveform *= min(1.0, PEAK / np.abs(waveform).max())
-    phones = parse_phones(done.stdout, len(waveform) / SAMPLE_RATE) if voice.program == FLITE else []
-    return waveform, phones
 
 
 def audio_path(identity: str, suffix: str) -> Path:
@@ -208,10 +144,7 @@ def synthesize(
     these stand with their reason in OUT/rejects.jsonl.
     """
     chunks = plan(sentences, voices, out, seed, suffix)
-    for program in sorted({VOICES[s.voice].program for c in chunks for s in c.sentences}):
-        if shutil.which(program) is None:
-            package = DEBIAN_PACKAGE[program]
-            raise FileNotFoundError(f"{program}: program not found; on Debian: apt-get install {package}")
+    check_programs(VOICES[s.voice] for c in chunks for s in c.sentences)
     # What an earlier plan finished is gone before its audio is replaced: never old rows beside new audio.
     mine = {chunk.rows.stem for chunk in chunks}
     for path in (out / "rows").glob("*"):

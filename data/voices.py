@@ -11,27 +11,38 @@ from dataclasses import dataclass
 
 FLITE = "flite"
 ESPEAK = "espeak-ng"
+FESTIVAL = "festival"
 
 
 @dataclass(frozen=True)
 class Voice:
     name: str
-    program: str  # FLITE or ESPEAK
+    program: str  # FLITE, ESPEAK or FESTIVAL
     voice: str  # what the program calls it
-    pitch: int = 0  # flite: Hz, espeak-ng: 0 to 99; 0 leaves the program's own
+    pitch: int = 0  # flite, festival: Hz, espeak-ng: 0 to 99; 0 leaves the program's own
     rate: float = 1.0  # over 1 is faster than the program's own
     tract: float = 1.0  # over 1 is a shorter vocal tract: higher formants
 
+    @property
+    def told_rate(self) -> float:
+        """What the program is told, so that the rate is as wanted when its output is played faster."""
+        return self.rate / self.tract
+
+    @property
+    def told_pitch(self) -> float:
+        return self.pitch / self.tract
+
     def command(self, text_file: str, wav: str) -> list[str]:
-        """The command line; the text stands in a file, so that none of it can be taken for an option."""
-        rate = self.rate / self.tract
-        if self.program == FLITE:
-            options = ["--setf", f"duration_stretch={1 / rate:.4f}"] if rate != 1 else []
-            options += ["--setf", f"int_f0_target_mean={self.pitch / self.tract:.1f}"] if self.pitch else []
-            return [FLITE, "-voice", self.voice, *options, "-psdur", "-f", text_file, "-o", wav]
-        options = ["-s", str(round(ESPEAK_WORDS_A_MINUTE * rate))]
-        options += ["-p", str(self.pitch)] if self.pitch else []
-        return [ESPEAK, "-v", self.voice, *options, "-b", "1", "-f", text_file, "-w", wav]
+        """flite's command line; the text stands in a file, so that none of it can be taken for an option."""
+        rate = self.told_rate
+        options = ["--setf", f"duration_stretch={1 / rate:.4f}"] if rate != 1 else []
+        options += ["--setf", f"int_f0_target_mean={self.told_pitch:.1f}"] if self.pitch else []
+        return [FLITE, "-voice", self.voice, *options, "-psdur", "-f", text_file, "-o", wav]
+
+    @property
+    def words_a_minute(self) -> int:
+        """What espeak-ng is told."""
+        return round(ESPEAK_WORDS_A_MINUTE * self.told_rate)
 
 
 ESPEAK_WORDS_A_MINUTE = 165
@@ -47,10 +58,14 @@ FLITE_VARIANTS = {
     "calm": (0.97, 0.82, 0.9),
     "lively": (1.0, 1.2, 1.1),
 }
+# festival: ked is a diphone voice of another speaker than kal, which is held back; hts is slt as a model of
+# HMMs, whose pitch and rate move with its formants alone.
+KED_PITCH = 105  # Hz
+HTS_TRACTS = {"": 1.0, "-deep": 0.86, "-low": 0.93, "-bright": 1.08, "-small": 1.16}
 ESPEAK_ACCENTS = {
     "us": "en-us",
     "nyc": "en-us-nyc",
-    "gb": "en-gb",
+    "gb": "en",  # the file of en-gb
     "rp": "en-gb-x-rp",
     "scot": "en-gb-scotland",
     "lanc": "en-gb-x-gbclan",
@@ -88,12 +103,23 @@ def _espeak() -> list[Voice]:
     return voices
 
 
-VOICES: dict[str, Voice] = {voice.name: voice for voice in (*_flite(), *_espeak())}
+def _festival() -> list[Voice]:
+    voices = [Voice("ked", FESTIVAL, "ked_diphone")]
+    for variant, (tract, higher, rate) in FLITE_VARIANTS.items():
+        pitch = round(KED_PITCH * higher)
+        voices.append(Voice(f"ked-{variant}", FESTIVAL, "ked_diphone", pitch, rate, tract))
+    # Its rate follows its tract.
+    hts = [Voice(f"hts{v}", FESTIVAL, "cmu_us_slt_arctic_hts", 0, t, t) for v, t in HTS_TRACTS.items()]
+    return voices + hts
+
+
+VOICES: dict[str, Voice] = {voice.name: voice for voice in (*_flite(), *_espeak(), *_festival())}
 GROUPS: dict[str, list[str]] = {
     "flite": ["slt", "rms", "awb", "kal16"],
     "flite-all": [v.name for v in VOICES.values() if v.program == FLITE and v.name != "kal"],
     "espeak-us": [name for name in VOICES if name.startswith("espeak-us-")],
     "espeak-all": [v.name for v in VOICES.values() if v.program == ESPEAK],
+    "festival": [v.name for v in VOICES.values() if v.program == FESTIVAL],
 }
 
 

@@ -166,7 +166,7 @@ def test_prose_reaches_the_texts_the_tokenizer_and_stage_1(house):
     assert [line for line in plan if "--prose data/text/prose" in line and "text.jsonl" not in line]
 
 
-def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_twice(house):
+def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house):
     (house / "recordings").mkdir(exist_ok=True)
     (house / "recordings" / "manifest.tsv").touch()
     plan = planned(house, "mini", "SPEECH=recordings", "GPUS=4", "CORPUS=all")
@@ -180,14 +180,22 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_twice(house):
     assert encoders[0].startswith("torchrun --nproc_per_node 4")
     last = plan[-1]
     assert last.startswith("speechgpt eval") and "km256/model" in last
-    first, second = dict.fromkeys(line.split(" --out ")[1] for line in encoders)
-    assert (first, second) == ("work/mini/all/encoder", "work/mini/all/km256/encoder")
+    first, second, third = dict.fromkeys(line.split(" --out ")[1] for line in encoders)
+    assert (first, second) == ("work/mini/all/encoder", "work/mini/all/km256/refined")
+    assert third == "work/mini/all/km256/encoder"
     refined = next(line for line in encoders if line.endswith(second))  # a plan repeats what is not made yet
     assert refined.startswith("speechgpt") and "--init work/mini/all/encoder" in refined
     assert "--teacher-codebook work/mini/all/km256/fitted.safetensors" in refined
     later = [line for line in plan if line.startswith(("speechgpt units", "speechgpt assemble"))]
-    assert later and all(f'--encoder "{second}"' in line for line in later)
-    (stage3,) = {line for line in plan if "stage3.yaml --model" in line}
+    assert later and all(f'--encoder "{third}"' in line for line in later)
+    voices = next(line for line in encoders if line.endswith(third))
+    assert voices.startswith("torchrun --nproc_per_node 2") and f"--init {second}" in voices
+    (copies,) = {line for line in plan if "perturb-spoken.yaml --manifest" in line}
+    assert "--manifest work/mini/all/spoken/manifest.jsonl --out work/mini/all/spoken/perturbed" in copies
+    last_round = next(line for line in plan if "round.yaml --model work/mini/all/km256/llm" in line)
+    assert "--mix work/mini/all/km256/instruct.jsonl --out work/mini/all/km256/round" in last_round
+    assert any("assemble" in line and "--llm work/mini/all/km256/round" in line for line in later)
+    stage3 = next(line for line in plan if "stage3.yaml --model" in line)
     assert "km256/chain.jsonl work/mini/all/km256/chain-typed.jsonl --mix" in stage3
 
 

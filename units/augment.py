@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from speechgpt.units.revoice import RevoiceConfig, revoice
+
 TELEPHONE_LOW_HZ = (200.0, 350.0)
 TELEPHONE_HIGH_HZ = (3300.0, 3900.0)
 BAND_HIGH_HZ = (3300.0, 7600.0)
@@ -37,6 +39,7 @@ class AugmentConfig:
     reverb_seconds: list[float] = field(default_factory=lambda: [0.1, 0.7])  # until 60 dB down
     reverb_direct_db: list[float] = field(default_factory=lambda: [-3.0, 12.0])  # direct sound over the tail
     gain_db: list[float] = field(default_factory=lambda: [0.0, 0.0])  # peak level; [0, 0]: left as it is
+    revoice: RevoiceConfig = field(default_factory=RevoiceConfig)  # other voices out of the same recording
 
     def __post_init__(self) -> None:
         for name in ("snr_db", "reverb_seconds", "reverb_direct_db", "gain_db"):
@@ -50,15 +53,17 @@ class AugmentConfig:
     @property
     def active(self) -> bool:
         chances = (self.equalizer_chance, self.band_chance, self.telephone_chance, self.noise_chance)
-        return any(chances) or self.reverb_chance > 0 or self.gain_db != [0.0, 0.0]
+        return any(chances) or self.reverb_chance > 0 or self.gain_db != [0.0, 0.0] or self.revoice.chance > 0
 
 
 def augment(
     waveforms: Tensor, lengths: Tensor, config: AugmentConfig, generator: torch.Generator, rate: int
 ) -> Tensor:
-    """(B, T) float32, zero past `lengths` (B,), to the same: room, then noise, then channel, then gain."""
+    """(B, T) float32, zero past `lengths` (B,), to the same: voice, room, noise, channel, gain."""
     if not config.active:
         return waveforms
+    if config.revoice.chance > 0:
+        waveforms = revoice(waveforms, config.revoice, generator, rate)
     batch, samples = waveforms.shape
     draw = _Draw(batch, waveforms.device, generator)
     padded = samples + int(rate * config.reverb_seconds[1] * (config.reverb_chance > 0))

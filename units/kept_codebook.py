@@ -29,12 +29,13 @@ def check_kept(config: HeadConfig, kinds: list[str], teacher: UnitEncoder | None
 
 
 def kept_heads(
-    teacher: UnitEncoder, kinds: list[str], train: CropSampler, dev: CropSampler | None
+    teacher: UnitEncoder, kinds: list[str], group: str, train: CropSampler, dev: CropSampler | None
 ) -> list[CodebookHead]:
     """A head for each label source, in order; the samplers' labels are brought into line with them.
 
     With phones beside units, a unit belongs to the phone part that it most often stands for in `train`. Where
-    the teacher's unit is of another part than the aligned one, it was heard wrongly and is no label.
+    the teacher's unit is of another part than the aligned one, it was heard wrongly and is no label: there,
+    as in voices that the teacher does not know, the phone part alone is learnt, by `group` (HeadConfig).
     """
     centroids = teacher.codebook.centroids.float()
     if "phones" not in kinds:
@@ -49,7 +50,7 @@ def kept_heads(
             wrong = (phones >= 0) & (heard != phones)
             sampler.labels[at] = units.masked_fill(wrong, IGNORED)
             sampler.labels[beside] = _compact(phones, parts.to(phones.device))
-    return [CodebookHead(centroids, compact if kind == "phones" else None) for kind in kinds]
+    return [CodebookHead(centroids, compact if kind == "phones" else None, group) for kind in kinds]
 
 
 def unit_owners(units: Tensor, phones: Tensor, size: int) -> Tensor:

@@ -12,6 +12,7 @@ from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
 from speechgpt.units.prototypes import class_scores
 
 HEADS = ("linear", "cosine", "codebook")
+GROUPS = ("nearest", "sum")
 
 
 @dataclass
@@ -36,10 +37,14 @@ class HeadConfig:
     masked_weight: float = 1.0
     unmasked_weight: float = 0.0
     smoothing: float = 0.0  # of labels, in training: aligned phones are often wrong at their edges
+    # codebook: what a phone part scores: its nearest centroid, or the chances of all its centroids together
+    group: str = "nearest"
 
     def __post_init__(self) -> None:
         if self.kind not in HEADS:
             raise ValueError(f"kind: {self.kind!r}, expected one of {', '.join(HEADS)}")
+        if self.group not in GROUPS:
+            raise ValueError(f"group: {self.group!r}, expected one of {', '.join(GROUPS)}")
         if self.layers != sorted(set(self.layers)):
             raise ValueError(f"layers: {self.layers}, expected rising numbers")
 
@@ -94,22 +99,38 @@ class Head(nn.Module):
 class CodebookHead(nn.Module):
     """Features (B, N, D) to scores of fixed centroids (B, N, K), or of the phone parts that own them."""
 
-    def __init__(self, centroids: Tensor, owner: Tensor | None = None) -> None:
-        """centroids (K, D); owner (K,) int64: scores (B, N, classes) of each owner's nearest centroid."""
+    def __init__(self, centroids: Tensor, owner: Tensor | None = None, group: str = "nearest") -> None:
+        """centroids (K, D); owner (K,) int64: scores (B, N, classes) of the owners, by `group`."""
         super().__init__()
+        self.group = group
         self.register_buffer("centroids", centroids)
         self.register_buffer("owner", owner)
         self.classes = 0 if owner is None else int(owner.max()) + 1
+        members = None if owner is None else functional.one_hot(owner, self.classes).float()  # K C
+        self.register_buffer("members", members, persistent=False)
         self.scale = float(centroids.var(0).mean()) + 1e-8  # as prototypes.py scales its features
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):  # near centroids differ by little
             flat = features.float().flatten(0, -2)
             if self.owner is None:
-                scores = flat @ self.centroids.T - self.centroids.square().sum(-1) / 2
+                scores = self._scores(flat)
+            elif self.group == "nearest":
+                scores = class_scores(flat, self.centroids, self.owner, self.classes) / self.scale
             else:
-                scores = class_scores(flat, self.centroids, self.owner, self.classes)
-            return scores.view(*features.shape[:-1], -1) / self.scale
+                scores = _log_sums(self._scores(flat), self.members)
+            return scores.view(*features.shape[:-1], -1)
+
+    def _scores(self, features: Tensor) -> Tensor:
+        """(F, D) to (F, K)."""
+        return (features @ self.centroids.T - self.centroids.square().sum(-1) / 2) / self.scale
+
+
+def _log_sums(scores: Tensor, members: Tensor) -> Tensor:
+    """Scores (F, K), members (K, C), 1 where a centroid is of an owner, to (F, C): the logarithm of the sum
+    of exponentials, so that a softmax over the owners gives each the sum of its centroids' chances."""
+    highest = scores.amax(-1, keepdim=True).detach()
+    return ((scores - highest).exp() @ members).clamp(min=1e-30).log() + highest
 
 
 # One row of the statistics that `MaskedPrediction` returns for each label source, all sums over frames.

@@ -1,4 +1,4 @@
-"""Copies of recordings at other speeds, in noise, over a telephone: audio files and a manifest.
+"""Copies of recordings at other speeds, in other voices, in noise, cut short: audio files and a manifest.
 
 For corpora of so few speakers, rooms and devices that what is trained on their units learns those as well.
 Only rows of split train are copied. Rows are copied in chunks; a chunk's rows are written when all its audio
@@ -10,10 +10,11 @@ import argparse
 import hashlib
 import json
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,17 @@ from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import SAFE_ID, audio_path
 from speechgpt.units.augment import AugmentConfig, augment
+from speechgpt.units.revoice import RevoiceConfig
 from speechgpt.units.settings import text_hash
 
 CHUNK = 64  # copies: what a kill can cost each job
-VERSION = 1  # of the way in which copies are made: another one makes all anew
+VERSION = 2  # of the way in which copies are made: another one makes all anew
 PEAK = 0.99  # the loudest that a file may be
 SPLIT = "train"  # held-out recordings stay as they were made
 LIMITS = (0.5, 2.0)  # of speeds
+BABBLE_VOICES = 5
+TALKERS = 16  # recordings of which these are, for each chunk
+SHORTEST = 0.15  # seconds that cutting its ends leaves of a recording
 NAME_LENGTH = 100  # characters of an id in a file name
 
 
@@ -53,6 +58,9 @@ class PerturbConfig:
     reverb_seconds: tuple | list = (0.1, 0.4)
     reverb_direct_db: tuple | list = (3.0, 15.0)
     gain_db: tuple | list = (0.0, 0.0)  # peak level; [0, 0]: left as it is
+    babble_share: float = 0.0  # of the noisy copies: other recordings; the rest: white to brown noise
+    trim: dict = field(default_factory=dict)  # corpus: the largest share that a copy loses at each end
+    revoice: dict = field(default_factory=dict)  # `RevoiceConfig`
 
     def __post_init__(self) -> None:
         counts = self.copies.values() if isinstance(self.copies, dict) else [self.copies]
@@ -65,6 +73,12 @@ class PerturbConfig:
                 raise ValueError(f"{name} is {value!r}; expected [lowest, highest]")
         if not LIMITS[0] <= self.speed[0] <= self.speed[1] <= LIMITS[1]:
             raise ValueError(f"speed is {self.speed!r}; expected numbers from {LIMITS[0]} to {LIMITS[1]}")
+        if not all(type(v) in (int, float) and 0 <= v < 0.5 for v in self.trim.values()):
+            raise ValueError(f"trim is {self.trim!r}; expected shares from 0 to less than 0.5 by corpus")
+        known = {f.name for f in fields(RevoiceConfig)}
+        if unknown := sorted(self.revoice.keys() - known):
+            raise ValueError(f"revoice has {', '.join(unknown)}; expected {', '.join(sorted(known))}")
+        RevoiceConfig(**self.revoice)
         if not 0 < self.reverb_seconds[0]:
             raise ValueError(f"reverb_seconds is {self.reverb_seconds!r}; expected numbers above 0")
 
@@ -80,24 +94,68 @@ class PerturbConfig:
         """Copies of each recording of a corpus."""
         return self.copies.get(corpus, 0) if isinstance(self.copies, dict) else self.copies
 
-    def sound(self) -> AugmentConfig:
+    def sound(self, babbling: bool = False) -> AugmentConfig:
+        """Where other recordings babble there is no other noise."""
         given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return AugmentConfig(**{k: v for k, v in given.items() if k not in ("copies", "speed")})
+        given = {k: v for k, v in given.items() if k not in ("copies", "speed", "trim", "babble_share")}
+        given["revoice"] = RevoiceConfig(**self.revoice)
+        return AugmentConfig(**given | ({"noise_chance": 0.0} if babbling else {}))
 
 
-def perturb_waveform(waveform: np.ndarray, config: PerturbConfig, seed: int, name: str) -> np.ndarray:
-    """(T,) float32 at 16 kHz to (T / speed,) float32; the draws depend on `seed` and `name` alone."""
+def perturb_waveform(
+    waveform: np.ndarray, config: PerturbConfig, seed: int, name: str, others: Sequence[np.ndarray] = ()
+) -> np.ndarray:
+    """(T,) float32 at 16 kHz to (T / speed,) float32; the draws depend on `seed` and `name` alone.
+
+    others: (T,) each, the recordings that may talk in the background.
+    """
     digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest()
     chance = int.from_bytes(digest[:8], "big") / 2**64  # [0, 1)
     slowest, fastest = (math.log(s) for s in config.speed)
     # No copy may be too short for one frame of units.
     speed = min(math.exp(slowest + chance * (fastest - slowest)), max(1.0, len(waveform) / RECEPTIVE_FIELD))
     faster = resample(waveform, round(SAMPLE_RATE * speed), SAMPLE_RATE)  # T'
+    rng = random.Random(digest)
+    babbling = bool(others) and rng.random() < config.noise_chance * config.babble_share
+    if babbling:
+        faster = faster + babble(faster, others, rng.uniform(*config.snr_db), rng)
     generator = torch.Generator().manual_seed(int.from_bytes(digest[8:], "big") >> 1)
     lengths = torch.tensor([len(faster)])
     rows = torch.from_numpy(faster)[None]  # 1 T'
-    sound = augment(rows, lengths, config.sound(), generator, SAMPLE_RATE)[0].numpy()  # T'
+    sound = augment(rows, lengths, config.sound(babbling), generator, SAMPLE_RATE)[0].numpy()  # T'
     return sound * min(1.0, PEAK / max(float(np.abs(sound).max()), PEAK))
+
+
+def babble(
+    waveform: np.ndarray, others: Sequence[np.ndarray], snr_db: float, rng: random.Random
+) -> np.ndarray:
+    """(T,): some of `others`, begun anywhere and repeated, `snr_db` below the waveform (T,)."""
+    voices = np.zeros(len(waveform), np.float32)
+    for other in rng.sample(list(others), min(BABBLE_VOICES, len(others))):
+        level = float(np.sqrt(np.mean(np.square(other)))) or 1.0
+        begin = rng.randrange(len(other))
+        voices += rng.uniform(0.3, 1.0) / level * np.resize(np.roll(other, -begin), len(waveform))
+    power = float(np.mean(np.square(voices))) or 1.0
+    wanted = float(np.mean(np.square(waveform))) * 10 ** (-snr_db / 10)
+    return voices * math.sqrt(wanted / power)
+
+
+def cut_ends(waveform: np.ndarray, share: float, seed: int, name: str) -> tuple[np.ndarray, int]:
+    """(T,) to (T',) that lost up to `share` of its samples at each end, and how many it lost in front."""
+    rng = random.Random(f"{seed} trim {name}")
+    front, back = (round(rng.uniform(0, share) * len(waveform)) for _ in range(2))
+    if len(waveform) - front - back < SHORTEST * SAMPLE_RATE:
+        return waveform, 0
+    return waveform[front : len(waveform) - back], front
+
+
+def cut_phones(phones: list, begin: float, seconds: float) -> list[list]:
+    """[[phone, end in seconds], ...] to those of the `seconds` that begin at `begin`."""
+    kept: list[list] = []
+    for phone, end in phones:
+        if end > begin and (not kept or kept[-1][1] < seconds):
+            kept.append([phone, min(end - begin, seconds)])
+    return kept
 
 
 def retime_phones(phones: list, scale: float) -> list[list]:
@@ -137,6 +195,7 @@ class Chunk:
     seed: int
     out: Path
     rows: Path  # relative to out; its name holds a hash of all that decides the copies
+    talkers: tuple = ()  # recordings that may talk in the background
 
     @property
     def copies(self) -> int:
@@ -153,13 +212,17 @@ def perturb_chunk(chunk: Chunk) -> int:
 
     torch.set_num_threads(1)  # there is a process for each core; after a fork more threads would hang
     rows = []
+    others = [read_audio(path, SAMPLE_RATE) for path in chunk.talkers]  # T each
     for source in chunk.sources:
-        waveform = read_audio(source.audio, SAMPLE_RATE)  # T
+        whole = read_audio(source.audio, SAMPLE_RATE)  # T
         for name, path in source.outputs():
-            copy = perturb_waveform(waveform, chunk.config, chunk.seed, name)  # T'
+            share = chunk.config.trim.get(source.row.corpus, 0.0)
+            waveform, cut = cut_ends(whole, share, chunk.seed, name)
+            copy = perturb_waveform(waveform, chunk.config, chunk.seed, name, others)  # T'
             with atomic_path(chunk.out / path) as part:
                 soundfile.write(str(part), copy, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-            phones = retime_phones(source.row.phones, len(copy) / len(waveform))
+            phones = cut_phones(source.row.phones, cut / SAMPLE_RATE, len(waveform) / SAMPLE_RATE)
+            phones = retime_phones(phones, len(copy) / len(waveform))
             seconds = round(len(copy) / SAMPLE_RATE, 4)
             rows.append(replace(source.row, id=name, path=str(path), seconds=seconds, phones=phones))
     return write_manifest(chunk.out / chunk.rows, rows)
@@ -195,8 +258,11 @@ def plan(sources: list[Source], config: PerturbConfig, seed: int, out: Path) -> 
     settings = json.dumps({k: v for k, v in asdict(config).items() if k != "copies"})
     chunks = []
     for number, part in enumerate(parts):
-        key = text_hash(VERSION, seed, settings, [source.key() for source in part])
-        chunks.append(Chunk(part, config, seed, out, Path("rows") / f"{number:05d}.{key}.jsonl"))
+        talking = random.Random(f"{seed} talkers {number}").sample(sources, min(TALKERS, len(sources)))
+        talking = talking if config.babble_share else []
+        key = text_hash(VERSION, seed, settings, *([s.key() for s in some] for some in (part, talking)))
+        rows = Path("rows") / f"{number:05d}.{key}.jsonl"
+        chunks.append(Chunk(part, config, seed, out, rows, tuple(s.audio for s in talking)))
     return chunks
 
 

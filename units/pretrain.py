@@ -54,7 +54,7 @@ class Pretraining:
         self.teacher, fixed = teacher, []
         if config.head.kind == "codebook":
             check_kept(config.head, self.kinds(), teacher, encoder.num_layers)
-            fixed = kept_heads(teacher, self.kinds(), self.train, self.dev)
+            fixed = kept_heads(teacher, self.kinds(), config.head.group, self.train, self.dev)
         torch.manual_seed(self.training.seed)  # the heads start alike in every process
         weights = [target.weight for target in config.targets]
         self.model = MaskedPrediction(

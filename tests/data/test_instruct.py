@@ -105,6 +105,8 @@ def test_a_config_gives_speaking_one_voice_and_leaves_rows_out(tmp_path):
     write_units(units, said)
     config.write_text("both: true\ntts_speakers: [a]\nexclude: ['talk/?3']\n")
     command = ["--units", str(units), "--out", str(out), "--config", str(config)]
+    assert main([*command, "--tts-exclude", "talk/a[12]"]) == 0
+    assert [row.id for row in read_instruct(out) if row.kind == "tts"] == ["a0.tts"]
     assert main(command) == 0
     assert sorted(row.id for row in read_instruct(out)) == sorted(
         [f"{who}{n}.asr" for who in "ab" for n in range(3)] + [f"a{n}.tts" for n in range(3)]

@@ -12,6 +12,7 @@ from speechgpt.data import coffee
 from speechgpt.data.chain import main as chain
 from speechgpt.data.dialogue_rows import read_chain
 from speechgpt.data.english import Inflector, article
+from speechgpt.data.families import family_wordings
 from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.mini import MiniConfig, main, prose
 from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
@@ -21,6 +22,8 @@ from speechgpt.data.questions import (
     all_sums,
     orders,
     read_smalltalk,
+    smalltalk,
+    unknown,
     wording_splits,
 )
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
@@ -42,7 +45,7 @@ SMALL = {
     },
     **{"smalltalk": 5800, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
     **{"prose": 0, "held_out_prose": 2, "prose_text": 0, "recorded_texts": 0},
-    **{"prose_voices": 1},
+    **{"prose_voices": 1, "smalltalk_family": 0, "unknown_made": 0},
 }
 
 
@@ -490,9 +493,51 @@ def test_the_preset_loads_and_speaks_about_seventy_thousand():
     config = MiniConfig.load(PRESETS / "mini" / "corpus.yaml")
     numbers = asdict(config)
     kinds = ("sentences", "word_lists", "words", "digit_strings", "numbers", "orders", "digits", "sums")
-    kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences", "recorded_texts")
+    kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences", "recorded_texts", "unknown_made")
     held = 2 * config.held_out_prose
     prose = (config.prose - held) * config.prose_voices + held
-    assert 68_000 < sum(numbers[kind] for kind in kinds) + prose < 75_000  # and some 8,000 answers
+    assert 66_000 < sum(numbers[kind] for kind in kinds) + prose < 75_000  # and some 8,000 answers
     ours = prose_pieces([PRESETS.parents[1] / "data" / "text" / "prose"], config.seed)
     assert config.prose <= sum(map(len, ours.values())) < config.prose + 500  # all that the repository holds
+
+
+def test_wordings_of_a_family_are_taken_over_and_held_out_ones_never():
+    rows = read_smalltalk()
+    splits = {row["id"]: wording_splits(row, 1) for row in rows}
+    pairs = [pair for row in rows for pair in zip(row["questions"], splits[row["id"]], strict=True)]
+    held = {text for text, split in pairs if split != "train"}
+    few = list(smalltalk(9000, 1))
+    many = list(smalltalk(14_000, 1, families=30))
+    assert {q.question for q in many if q.split != "train"} == held
+    assert not held & {q.question for q in many if q.split == "train"}
+    told = {q.question: q.answer for q in many}
+    new = set(told) - {q.question for q in few}
+    assert len(new) > 3000
+    assert all(told[text] == "the capital of iran is tehran" for text in new if "capital of iran" in text)
+    assert any("capital of iran" in text for text in new)
+    assert not [text for text in new if re.search(r"\ba [aeio]", text)]
+
+
+def test_a_family_needs_rows_whose_word_can_be_exchanged():
+    rows = [{"id": f"size-{w}", "questions": [f"how big is a {w}", f"is a {w} big"]} for w in ("cat", "owl")]
+    training = {row["id"]: list(row["questions"]) for row in rows}
+    training["size-cat"].append("what size has a cat")
+    assert family_wordings(rows, training, []) == {}  # two are none
+    rows += [{"id": f"size-{w}", "questions": [f"how big is a {w}"]} for w in ("dog", "ape")]
+    training |= {row["id"]: list(row["questions"]) for row in rows[2:]}
+    found = family_wordings(rows, training, ["is a dog big"])
+    assert found["size-dog"] == ["what size has a dog"]
+    assert found["size-ape"] == ["how big is an ape", "is an ape big", "what size has an ape"]
+
+
+def test_questions_that_cannot_be_answered_are_made_for_train_alone():
+    maker = SentenceMaker()
+    plain = list(unknown(100, 20, 30, 1, maker))
+    made = list(unknown(100, 20, 30, 1, maker, made=300))
+    assert made[: len(plain)] == plain
+    new = made[len(plain) :]
+    assert {q.split for q in new} == {"train"} and {q.answer for q in new} == {UNKNOWN_ANSWER}
+    assert len({q.question for q in new}) > 250
+    answered = {text for row in read_smalltalk() for text in row["questions"]}
+    assert not answered & {q.question for q in new}
+    assert all(normalise(q.question) == q.question for q in new)

@@ -4,11 +4,13 @@ import shutil
 import numpy as np
 import pytest
 
+from speechgpt.data import espeak
 from speechgpt.data import synthesize as module
 from speechgpt.data.audio import SAMPLE_RATE, read_audio
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.rows import read_manifest
-from speechgpt.data.synthesize import main, parse_phones, read_sentences, sanitise
+from speechgpt.data.speaking import parse_phones, sanitise
+from speechgpt.data.synthesize import main, read_sentences
 from speechgpt.data.voices import VOICES, resolve
 
 TEXTS = ["good morning", "what is three plus four", "a small latte", "-h --help", "seven", "[[eI]] `rm` <b>"]
@@ -28,16 +30,28 @@ sys.exit(3 if "fail" in text else 0)
 """
 
 
+class StubLibrary:
+    """espeak-ng: half a second of a ramp, and three phonemes."""
+
+    sample_rate = 22_050
+
+    def speak(self, text, voice, words_a_minute, pitch):
+        with open(os.environ["STUB_LOG"], "a") as log:
+            log.write(text + "\n")
+        ramp = np.arange(self.sample_rate // 2, dtype=np.float32) % 9000 / 32768
+        return ramp, [("k", 2000), ("A@", 4000), ("_:", 9000)]
+
+
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
-    """flite and espeak-ng that write half a second of a ramp and log the text that they were given."""
+    """Programs that write half a second of a ramp and log the text that they were given."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name, flag, rate in (("flite", "-o", 16_000), ("espeak-ng", "-w", 22_050)):
-        stub = folder / name
-        # -S: without site packages the interpreter starts in 15 ms.
-        stub.write_text(STUB.format(python="/usr/bin/env -S python3 -S", flag=flag, rate=rate))
-        stub.chmod(0o755)
+    stub = folder / "flite"
+    # -S: without site packages the interpreter starts in 15 ms.
+    stub.write_text(STUB.format(python="/usr/bin/env -S python3 -S", flag="-o", rate=16_000))
+    stub.chmod(0o755)
+    monkeypatch.setattr(espeak, "library", StubLibrary)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("STUB_LOG", str(tmp_path / "log.txt"))
     return tmp_path / "log.txt"
@@ -64,7 +78,7 @@ def test_speaks_every_sentence_and_keeps_fields(tmp_path, stubs):
     assert [r.text for r in manifest] == TEXTS
     assert (manifest[0].split, manifest[0].corpus, manifest[0].speaker) == ("test", "mini", "espeak-gb-f2")
     assert (manifest[1].slots, manifest[1].speaker) == ("a=b", "someone")
-    assert not manifest[0].phones and manifest[1].phones[1][0] == "AH"
+    assert manifest[0].phones[1][0] == "K" and manifest[1].phones[1][0] == "AH"
     for row in manifest:
         waveform = read_audio(row.audio(tmp_path / "out/manifest.jsonl"))
         assert abs(len(waveform) / SAMPLE_RATE - row.seconds) < 1e-3
@@ -141,9 +155,16 @@ def test_unspeakable_sentences_are_counted_and_named(tmp_path, stubs):
 
 def test_missing_program_is_one_line_with_the_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    path = sentence_file(tmp_path, numbered(["hello"], voice="espeak-us-m1"))
-    with pytest.raises(FileNotFoundError, match="espeak-ng: program not found.*apt-get install espeak-ng"):
-        main(["--sentences", str(path), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(espeak, "LIBRARY", "no-such-library.so")
+    monkeypatch.setattr(espeak, "library", espeak.Library)
+    for voice, message in (
+        ("slt", "flite: program not found.*apt-get install flite"),
+        ("espeak-us-m1", "no-such-library.so.*apt-get install libespeak-ng1"),
+        ("ked", "festival: program not found.*apt-get install festival"),
+    ):
+        path = sentence_file(tmp_path, numbered(["hello"], voice=voice))
+        with pytest.raises(FileNotFoundError, match=message):
+            main(["--sentences", str(path), "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize(

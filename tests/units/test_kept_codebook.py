@@ -36,6 +36,16 @@ def test_the_nearest_centroid_has_the_highest_score():
     assert parts.shape == (2, 5, 3) and torch.equal(parts.argmax(-1), owner[distances.argmin(-1)])
 
 
+def test_a_part_has_the_chances_of_all_its_centroids():
+    generator = torch.Generator().manual_seed(0)
+    centroids, features = torch.randn(7, 4, generator=generator), torch.randn(2, 5, 4, generator=generator)
+    owner = torch.tensor([0, 0, 1, 2, 2, 1, 0])
+    chances = CodebookHead(centroids)(features).softmax(-1)
+    parts = CodebookHead(centroids, owner, "sum")(features).softmax(-1)
+    for part in range(3):
+        assert torch.allclose(parts[..., part], chances[..., owner == part].sum(-1), atol=1e-6)
+
+
 def test_units_belong_to_the_part_that_they_mostly_stand_for():
     units = torch.tensor([0, 0, 0, 1, 1, 3, 3])
     phones = torch.tensor([4, 4, 2, 2, -100, -100, -100])
@@ -49,7 +59,7 @@ def test_a_unit_heard_wrongly_is_no_label(teacher):
 
     train = Sampler([0, 0, 0, 1, 1, 2], [7, 7, 3, 3, 3, IGNORED])
     dev = Sampler([0, 1, 1], [7, 7, 9])
-    heads = kept_heads(teacher, ["units", "phones"], train, dev)
+    heads = kept_heads(teacher, ["units", "phones"], "sum", train, dev)
     assert train.labels[0].tolist() == [0, 0, IGNORED, 1, 1, 2]
     assert train.labels[1].tolist() == [1, 1, 0, 0, 0, IGNORED]  # parts 3 and 7, and one of units unheard
     assert dev.labels[0].tolist() == [0, IGNORED, IGNORED] and dev.labels[1].tolist() == [1, 1, IGNORED]
@@ -60,7 +70,7 @@ def test_the_encoder_changes_and_its_codebook_does_not(corpus, tmp_path, teacher
     config = a_config(
         tmp_path,
         targets=[{"kind": "units"}, {"kind": "phones", "states_per_phone": 1}],
-        head=KEPT,
+        head=KEPT | {"group": "sum"},
         architecture=LAYER,
         augment={"trim": 0.3, "noise_chance": 0.5},
         training={"steps": 40, "batch_size": 8, "learning_rate": 2e-3, "log_every": 20},

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from speechgpt.data.rows import Utterance, read_manifest
-from speechgpt.data.synthesize import ARPABET
+from speechgpt.data.speaking import ARPABET
 from speechgpt.units.audio_pool import IGNORED, AudioPool, load_pool
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.encode import UnitEncoder

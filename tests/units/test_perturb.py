@@ -1,5 +1,6 @@
 """Perturbed copies: which rows get them, what they hold, and that a kill changes nothing."""
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import soundfile
 from speechgpt.data.audio import SAMPLE_RATE, write_wav
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.units import perturb as module
-from speechgpt.units.perturb import PerturbConfig, file_name, main, perturb, perturb_waveform
+from speechgpt.units.perturb import (
+    PerturbConfig,
+    babble,
+    cut_ends,
+    cut_phones,
+    file_name,
+    main,
+    perturb,
+    perturb_waveform,
+)
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING = {
@@ -114,7 +124,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(manifest, tmp_path, small_chunks
     def dies(*args):
         if len(made) == 4:
             raise KeyboardInterrupt
-        made.append(args[-1])
+        made.append(args[3])
         return perturb_waveform(*args)
 
     monkeypatch.setattr(module, "perturb_waveform", dies)
@@ -124,7 +134,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(manifest, tmp_path, small_chunks
     folder = next((out / "audio").iterdir())
     (folder / ".x.123.part.flac").write_bytes(b"what a kill leaves")
     again = []
-    monkeypatch.setattr(module, "perturb_waveform", lambda *a: again.append(a[-1]) or perturb_waveform(*a))
+    monkeypatch.setattr(module, "perturb_waveform", lambda *a: again.append(a[3]) or perturb_waveform(*a))
     perturb([manifest], out, config, 1, jobs=1)
     assert contents(out) == contents(tmp_path / "whole")
     assert len(again) == 7 and not {"r/0.x0", "r/0.x1", "r/0.x2"} & set(again)
@@ -176,3 +186,41 @@ def test_the_preset_loads():
     config = PerturbConfig.load(ROOT / "speechgpt" / "presets" / "mini" / "perturb.yaml")
     assert (config.count("coffee"), config.count("librispeech")) == (24, 0)
     assert config.sound().active
+
+
+def test_ends_are_cut_with_their_phones(manifest, tmp_path):
+    phones = [["SIL", 0.2], ["S", 0.5], ["IH", 0.8], ["K", 1.0]]
+    assert cut_phones(phones, 0.3, 0.6) == [["S", 0.2], ["IH", 0.5], ["K", 0.6]]
+    waveform = np.arange(16_000, dtype=np.float32)
+    lost = set()
+    for name in "abcdefgh":
+        cut, front = cut_ends(waveform, 0.3, 1, name)
+        assert cut[0] == front and 16_000 * 0.4 <= len(cut) < 16_000
+        lost.add(front)
+    assert len(lost) == 8 and max(lost) <= 4800
+    assert len(cut_ends(waveform[:2000], 0.49, 1, "a")[0]) == 2000  # too short to lose anything
+    perturb([manifest], tmp_path / "out", PerturbConfig({"a": 3}, (1.0, 1.0), trim={"a": 0.3}), 1, jobs=1)
+    whole = {row.id: row.seconds for row in read_manifest(manifest)}
+    copies = read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert all(row.seconds < whole[row.id.rsplit(".", 1)[0]] for row in copies)
+    assert all(abs(row.phones[-1][1] - row.seconds) < 2e-3 for row in copies if row.phones)
+
+
+def test_others_talk_in_the_background_as_loud_as_was_drawn():
+    rng = np.random.default_rng(0)
+    voice, others = rng.standard_normal(8000).astype(np.float32), [np.ones(500, np.float32)] * 3
+    sound = babble(voice, others, 6.0, random.Random(1))
+    assert len(sound) == 8000
+    ratio = 10 * np.log10(np.mean(voice**2) / np.mean(sound**2))
+    assert ratio == pytest.approx(6.0, abs=0.01)
+    config = PerturbConfig({"a": 1}, (1.0, 1.0), noise_chance=1.0, babble_share=1.0, snr_db=(10, 10))
+    mixed = perturb_waveform(voice / 10, config, 1, "x", [np.ones(500, np.float32)])
+    quiet = perturb_waveform(voice / 10, config, 1, "x")  # nobody is there to talk: other noise
+    assert not np.allclose(mixed, quiet) and abs(mixed.mean()) > 5 * abs(quiet.mean())
+    assert np.corrcoef(mixed, voice)[0, 1] > 0.9
+
+
+def test_settings_that_cannot_be_are_refused():
+    for wrong in ({"trim": {"a": 0.6}}, {"revoice": {"loud": 1}}, {"revoice": {"chance": 3}}):
+        with pytest.raises(ValueError, match="trim|revoice|chance"):
+            PerturbConfig({"a": 1}, **wrong)
