@@ -114,9 +114,9 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds beside the released way: work/bench/; DEVICE=cuda, ONLY="words"
 	$(SPEECHGPT) bench --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE)) $(if $(ONLY),--only $(ONLY)) --out work/bench
 
-# As it was trained: the encoder by four processes and then, towards its codebook, by one and by two, the vocoder by
-# two, the language model by one and in its last round by two. With one GPU the encoder takes four times the steps and
-# later twice as many, and the vocoder and the last round hear half as much.
+# The encoder is trained by four processes and then, towards its codebook, by one and by two, the vocoder by two, the
+# language model by one and in its last round by two. With one GPU the encoder takes four times the steps and later twice as
+# many, and the vocoder and the last round hear half as much. MODEL_CARD.md says which steps the shipped weights lack.
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
 	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
