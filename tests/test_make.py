@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 PRESETS = ("toy", "mini", "own", "speechgpt-7b")
 PIPELINE = "data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval".split()
-GOALS = ["help", "setup", "demo", "test", "lint", "talk", "listen", "toy", "mini", *PIPELINE]
+GOALS = ["help", "setup", "demo", "test", "lint", "talk", "listen", "toy", "mini", "bench", *PIPELINE]
 OWN = ["PRESET=own", "CORPUS=own", "READER=librispeech", "ROOT=/a b/LibriSpeech"]
 # The toy, smaller still: file -> setting -> value. Long enough that a kill lands in the middle.
 TINY = {

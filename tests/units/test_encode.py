@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "frames_of", frames_of)
     monkeypatch.setattr(extraction, "read_audio", lambda path, *given: np.zeros(3200, np.float32))
     peaks = []
-    for number, count in enumerate((300, 300, 3000)):  # 3 and 30 hours; the first run also loads things
+    for number, count in enumerate((300, 300, 9000)):  # 3 and 90 hours; the first run also loads things
         rows = (Utterance(f"row-{n:07d}", "a.wav", 36.0, text="word " * 20) for n in range(count))
         write_manifest(tmp_path / "manifest.jsonl", rows)
         tracemalloc.start()
@@ -243,7 +243,8 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
         assert encode_manifest(units, tmp_path / "manifest.jsonl", out, part_seconds=3600.0) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] < 1.1 * peaks[1] + 24 * 2700, peaks
+    # Hashes of ids, sorted once, are 24 bytes a row; what is decoded ahead differs from run to run by a tenth.
+    assert peaks[2] < 1.25 * peaks[1] + 24 * 8700, peaks
 
 
 def test_precisions_are_those_of_the_device(units):
