@@ -96,9 +96,11 @@ class Chat:
             waveform, text, self.speech, self.history, self.seed, self.low_latency
         )
         lines = TurnLines(sys.stdout, "heard> " if spoken else None, "answer> ")
-        reply = follow(events, lines, command=self.player)
+        reply, fault = follow(events, lines, command=self.player)
         if reply.waveform is not None:
             wav = self.out_dir / f"turn-{self.turn + 1}.wav"
             save_speech(wav, reply.waveform, reply.sample_rate)
             emit(f"speech> {wav} ({len(reply.waveform) / reply.sample_rate:.2f} s)")
+        if fault is not None:
+            self.faults.report(question, fault)
         return reply

@@ -17,7 +17,7 @@ from speechgpt.data.hub import named_path
 from speechgpt.devices import quick_start
 from speechgpt.events import Reply, Sound
 from speechgpt.turn_lines import TurnLines, one_row
-from speechgpt.wav_stream import Player, WavStream, to_standard_output
+from speechgpt.wav_stream import Player, PlayerError, WavStream, to_standard_output
 
 if TYPE_CHECKING:
     from speechgpt.pipeline import SpeechGPT
@@ -116,25 +116,42 @@ def _answer(
     else:
         emit(name if spoken else "typed question", out)
         lines = TurnLines(out, "  heard   ", "  answer  ")
-    reply = follow(events, lines, sink, args.play)
+    reply, fault = follow(events, lines, sink, args.play)
     if reply.waveform is not None:
         save_speech(wav, reply.waveform, reply.sample_rate)
     row = _described(name if spoken else None, reply, wav, reading)
     emit(json.dumps(row, ensure_ascii=False) if args.json else _closing(row), out)
+    if fault is not None:
+        raise fault
 
 
-def follow(events, lines: TurnLines, sink: WavStream | None = None, command: str | None = None) -> Reply:
-    """Shows the text of a turn and plays its sound as they come, on `sink` or by a player of its own."""
+def follow(
+    events, lines: TurnLines, sink: WavStream | None = None, command: str | None = None
+) -> tuple[Reply, PlayerError | None]:
+    """Shows the text of a turn and plays its sound as they come, on `sink` and by a player of its own.
+
+    A player that fails, or that somebody closes, costs its sound alone: its error comes beside the reply.
+    """
+    fault = None
     try:
-        with Player(command) if command else nullcontext(sink) as sound:
+        with Player(command) if command else nullcontext() as player:
             for event in events:
                 lines.show(event)
-                if isinstance(event, Sound) and sound is not None:
-                    sound.play(event)
+                if not isinstance(event, Sound):
+                    continue
+                if sink is not None:
+                    sink.play(event)
+                if player is not None and fault is None:
+                    try:
+                        player.play(event)
+                    except PlayerError as error:
+                        fault = error
+    except PlayerError as error:
+        fault = fault or error
     except BaseException:
         lines.drop()
         raise
-    return event
+    return event, fault
 
 
 def _talk_parser() -> argparse.ArgumentParser:

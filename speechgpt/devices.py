@@ -6,17 +6,24 @@ from contextlib import contextmanager
 
 
 def choose_device(device: str = "auto") -> str:
-    """ "auto" is cuda if there is one, else cpu. Raises ValueError for a device that this machine lacks."""
+    """ "auto" is cuda if there is one, else cpu; cuda:1 also becomes the current one, on which graphs are
+    captured and kernels launched. Raises ValueError for a device that this machine lacks."""
     import torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        wanted = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}; expected auto, cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    if wanted.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: expected auto, cpu or cuda")
+    if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: no CUDA device here; `--device cpu` or `--device auto` works")
+    if wanted.type == "cuda" and wanted.index is not None:
+        if wanted.index >= torch.cuda.device_count():
+            raise ValueError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices here")
+        torch.cuda.set_device(wanted)
     return device
 
 

@@ -17,8 +17,9 @@ CAUSAL = (-1, 0)  # window: everything before, nothing after
 
 
 def takes_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Whether the flash kernels can do it."""
-    return device.type == "cuda" and dtype in HALF and head_size % 8 == 0 and head_size <= 256
+    """Whether the flash kernels can do it: on NVIDIA's Ampere (compute capability 8.0) or later."""
+    fits = dtype in HALF and head_size % 8 == 0 and head_size <= 256
+    return device.type == "cuda" and fits and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def documents_as_batch(bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

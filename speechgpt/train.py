@@ -151,6 +151,11 @@ def training_arguments(config: StageConfig, run: Run, where: str | Path):
             settings[name] = True if fits else None if name == "tf32" else False
     if settings.get("gradient_checkpointing"):
         settings.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    if config.packed and "min_num_params" in (settings.get("fsdp_config") or {}):
+        raise ValueError(
+            f"{where}: trainer.fsdp_config.min_num_params shards the head by itself, where packed rows "
+            "do not find it; give transformer_layer_cls_to_wrap, or packed: false"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # sharding needs several processes
         settings.pop("fsdp", None)
         settings.pop("fsdp_config", None)

@@ -53,6 +53,10 @@ def to_standard_output() -> WavStream:
     return WavStream(sys.stdout.buffer)
 
 
+class PlayerError(ValueError):
+    """A player that was started has failed; the answer itself has not."""
+
+
 class Player(WavStream):
     """A program that plays the WAV on its standard input, such as `aplay -q`. The context waits for it."""
 
@@ -72,17 +76,17 @@ class Player(WavStream):
         try:
             super().play(sound)
         except BrokenPipeError as error:  # not that of standard output, which ends the command
-            raise ValueError(f"--play {self._command}: went away before it had all of the sound") from error
+            raise PlayerError(f"--play {self._command}: went away before it had all of the sound") from error
 
     def __enter__(self) -> "Player":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        """Raises ValueError when the program fails; after an error of ours it is ended."""
+        """Raises PlayerError when the program fails; after an error of ours it is ended."""
         with suppress(BrokenPipeError):
             self._file.close()
         if kind is not None:
             self._running.kill()
         code = self._running.wait()
         if code and kind is None:
-            raise ValueError(f"--play {self._command}: failed with exit code {code}")
+            raise PlayerError(f"--play {self._command}: failed with exit code {code}")

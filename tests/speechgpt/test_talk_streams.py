@@ -63,10 +63,22 @@ def test_a_player_hears_what_is_written(talk, recording, tmp_path):
 
 
 def test_a_player_that_fails_costs_one_line(talk, recording, tmp_path):
-    for command, said in (("no-such-player", "no such file"), (python("raise SystemExit(3)"), "exit code 3")):
-        code, _, err = talk(recording, "--play", command, "--json")
-        assert code == 2 and len(err) == 1 and said in err[0] and str(recording) in err[0]
-        assert not (tmp_path / "out").exists()
+    code, _, err = talk(recording, "--play", "no-such-player", "--json")
+    assert code == 2 and len(err) == 1 and "no such file" in err[0] and str(recording) in err[0]
+    assert not (tmp_path / "out").exists()
+    # One that was started costs its sound alone: played to the end or closed half-way, the answer is there.
+    for does in ("import sys; sys.stdin.buffer.read(); sys.exit(3)", "raise SystemExit(3)"):
+        code, out, err = talk(recording, "--play", python(does), "--json")
+        assert code == 2 and len(err) == 1 and str(recording) in err[0]
+        assert "exit code 3" in err[0] or "went away" in err[0]
+        (wav,) = (tmp_path / "out").iterdir()
+        assert json.loads(out)["wav"] == str(wav)
+
+
+def test_standard_output_and_a_player_hear_the_same(talk, recording, tmp_path):
+    code, out, _ = talk(recording, "--stream", "-", "--play", python(KEEP, tmp_path / "heard"))
+    (wav,) = (tmp_path / "out").iterdir()
+    assert code == 0 and out == (tmp_path / "heard").read_bytes() == wav_header(16_000) + samples(wav)
 
 
 @pytest.mark.parametrize("option", [["--stream", "-"], ["--play", "aplay"]])
@@ -111,3 +123,11 @@ def test_chat_plays_every_turn(tiny_model, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "heard").read_bytes() == b"".join(wav_header(16_000) + samples(w) for w in wavs)
     assert main(["chat", *given, "--no-speech", "--play", "aplay"]) == 2
     assert "nothing to play" in capsys.readouterr().err
+
+
+def test_a_conversation_outlives_its_player(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is three\nno moss\n"))
+    given = ["--model", str(tiny_model), "--out-dir", str(tmp_path / "chat")]
+    assert main(["chat", *given, "--play", python("import sys; sys.stdin.buffer.read(); sys.exit(4)")]) == 2
+    assert sorted(path.name for path in (tmp_path / "chat").iterdir()) == ["turn-1.wav", "turn-2.wav"]
+    assert capsys.readouterr().err.count("exit code 4") == 2

@@ -243,7 +243,7 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
         assert encode_manifest(units, tmp_path / "manifest.jsonl", out, part_seconds=3600.0) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # Hashes of ids, sorted once, are 24 bytes a row; what is decoded ahead differs from run to run by a tenth.
+    # Hashes of ids, sorted once, are 24 bytes a row; what is decoded ahead differs by a tenth between runs.
     assert peaks[2] < 1.25 * peaks[1] + 24 * 8700, peaks
 
 
