@@ -302,6 +302,10 @@ def test_the_presets_load_and_name_real_trainer_settings(preset, stage, tmp_path
         ({"trainer": {"save_total_limit": 1}}, "save_total_limit under 2"),
         ({"packed": True}, "batch_tokens is 0; packed rows want the tokens of a pack"),
         ({"compiled": True}, "compiled wants packed"),
+        (
+            {"packed": True, "batch_tokens": 512, "trainer": {"fsdp_config": {"min_num_params": 100}}},
+            "min_num_params shards the head by itself",
+        ),
     ],
 )
 def test_a_wrong_config_is_one_clear_line(world, tmp_path, settings, message):
