@@ -1,13 +1,16 @@
 """Our LLaMA against transformers', and every way of doing a step against the plain one."""
 
+import logging
 import os
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from speechgpt import decode_steps
 from speechgpt.decode_engine import Engine
 from speechgpt.decode_steps import CapturedSteps, PlainSteps, best_way
 from speechgpt.decoding import Decoding
@@ -187,6 +190,39 @@ def test_ways_are_checked():
         best_way(decoder, 1, "very")
 
 
+@pytest.mark.parametrize(
+    "capability, error, way",
+    [
+        ((9, 0), None, "kernels"),
+        ((7, 5), None, "graph"),
+        ((9, 0), RuntimeError("Failed to find C compiler"), "graph"),
+        ((8, 6), subprocess.CalledProcessError(1, "gcc"), "graph"),
+        ((8, 0), ImportError("no triton"), "graph"),
+    ],
+)
+def test_kernels_are_chosen_only_where_they_run(monkeypatch, caplog, capability, error, way):
+    probed = []
+
+    def probe(device):
+        probed.append(device)
+        if error:
+            raise error
+
+    kernels = ModuleType("speechgpt.decode_kernels")
+    kernels.probe = probe
+    monkeypatch.setitem(sys.modules, "speechgpt.decode_kernels", kernels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    decode_steps._kernels_run.cache_clear()
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0), sizes=SimpleNamespace(width=64))
+    with caplog.at_level(logging.WARNING):
+        found = [best_way(on_gpu, batch) for batch in (1, 1, 2)]
+    decode_steps._kernels_run.cache_clear()
+    assert found == [way, way, "graph"]
+    assert len(probed) == (capability >= (8, 0))
+    reason = str(error) if error else "compute capability 7.5, expected 8.0"
+    assert [reason in record.getMessage() for record in caplog.records] == [True] * (way == "graph")
+
+
 @pytest.mark.parametrize("question", ["what is two plus two", [3, 7, 3, 9, 200, 41, 3], "turn on the light"])
 def test_the_shipped_model_says_what_it_says_under_transformers(mini, question):
     generator, model = mini
@@ -223,6 +259,7 @@ def test_kernels_equal_plain_steps_under_tritons_interpreter():
     pytest.importorskip("triton")
     code = """
 import torch
+from speechgpt.decode_kernels import probe
 from speechgpt.decode_steps import CapturedSteps, PlainSteps
 from speechgpt.decoding import Decoding
 from speechgpt.grammar import TurnGrammar
@@ -230,6 +267,7 @@ from speechgpt.llama_decoder import Cache, LlamaDecoder
 from speechgpt.llama_sizes import LlamaSizes
 from speechgpt.model import load_decoder, load_llama, load_trained
 from speechgpt.model_dir import find_model, load_generator
+probe("cpu")
 rope = {"rope_type": "default", "rope_theta": 1e4}
 for groups in (4, 2, 1):
     sizes = LlamaSizes(101, 64, 88, 2, 4, groups, 16, 512, 1e-6, False, rope)
