@@ -95,22 +95,17 @@ def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, i
     turns = decoder.turns(cache.capacity)  # P W/2
     fused = torch.empty(parts, 1, sizes.fused // parts)
     gated = torch.empty(parts, 1, 2 * sizes.inner // parts)
-    head = _parted(decoder.head, parts, decoder.norm)
+    if parts not in decoder.parted:  # once a decoder: a cache that grows, or another run's, needs no new copy
+        decoder.parted[parts] = _parted_weights(decoder, parts)
+    weights, head = decoder.parted[parts]
     logits = torch.empty(parts, 1, head.shape[2])
     flat = fused.view(-1, width)  # H W
     queries, both = flat[:heads].view(1, groups, -1, width), flat[heads:].view(2, groups, width)
     pairs = torch.view_as_complex(flat[: heads + groups].view(heads + groups, -1, 2))
     gate, up = gated.view(2, 1, -1).unbind()
     each = [
-        (
-            _parted(layer.qkv, parts, layer.norm),
-            _parted(layer.out, parts),
-            _parted(layer.gate_up, parts, layer.inner_norm),
-            _parted(layer.down, parts),
-            *kept,  # keys and values, 1 G P W each
-            kept[:, 0],
-        )
-        for layer, kept in zip(decoder.layers, cache.layers, strict=True)
+        (*layer, *kept, kept[:, 0])  # keys and values, 1 G P W each
+        for layer, kept in zip(weights, cache.layers, strict=True)
     ]
     add, silu, attend = torch.baddbmm, F.silu, F.scaled_dot_product_attention
 
@@ -134,6 +129,20 @@ def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, i
         return logits.view(1, -1)[:, : sizes.vocabulary]
 
     return step
+
+
+def _parted_weights(decoder: LlamaDecoder, parts: int) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor]:
+    """Each layer's four matrices, and the head."""
+    layers = [
+        (
+            _parted(layer.qkv, parts, layer.norm),
+            _parted(layer.out, parts),
+            _parted(layer.gate_up, parts, layer.inner_norm),
+            _parted(layer.down, parts),
+        )
+        for layer in decoder.layers
+    ]
+    return layers, _parted(decoder.head, parts, decoder.norm)
 
 
 def _parted(matrix: torch.Tensor, parts: int, norm: torch.Tensor | None = None) -> torch.Tensor:

@@ -178,9 +178,22 @@ def test_a_cache_that_is_full_doubles(monkeypatch):
     monkeypatch.setattr("speechgpt.decode_engine.FIRST_CAPACITY", 8)
     monkeypatch.setattr("speechgpt.decode_engine.SPARE", 2)
     decoder = LlamaDecoder.of_model(llama())
-    small = greedy(Engine(decoder), [1, 2, 3], 60)
+    copies, copied = [], decode_steps._parted
+    monkeypatch.setattr(decode_steps, "_parted", lambda *given: copies.append(given) or copied(*given))
+    engine = Engine(decoder)
+    greedy(engine, [1, 2, 3], 2)
+    capacity, before = engine._kept[False]._cache.capacity, held_by(decoder)
+    small = greedy(engine, [1, 2, 3], 60)
+    assert engine._kept[False]._cache.capacity >= 4 * capacity
+    # The weights in parts are made once: to copy them at each growth would halt the answer.
+    assert held_by(decoder) == before and len(copies) == 4 * decoder.sizes.layers + 1
     monkeypatch.undo()
-    assert small == greedy(Engine(decoder), [1, 2, 3], 60)
+    assert small == greedy(Engine(LlamaDecoder.of_model(llama())), [1, 2, 3], 60)
+
+
+def held_by(decoder: LlamaDecoder) -> list[int]:
+    """Addresses of its weights in parts."""
+    return [t.data_ptr() for layers, head in decoder.parted.values() for t in (*sum(layers, ()), head)]
 
 
 def test_ways_are_checked():
