@@ -174,6 +174,20 @@ def test_a_second_run_at_the_same_time_disturbs_nothing():
     assert greedy(engine, [1, 2, 3], 12) == alone[0]
 
 
+@torch.inference_mode()
+def test_a_run_that_is_never_ended_keeps_no_later_one_from_reuse():
+    engine = Engine(LlamaDecoder.of_model(llama()))
+    with engine.run([[1, 2, 3]], 12) as held:
+        held.take(held.logits().argmax(-1), True)
+        prompt = [4, 5, 6, 7]
+        first = greedy(engine, prompt, 12)
+        follow_up = [*prompt, *first, 8, 9]
+        with engine.run([follow_up], 12) as run:
+            assert run is not held and run.reused == len(prompt) + 11  # the last token was never read
+        assert greedy(engine, follow_up, 12) == greedy(Engine(engine.decoder), follow_up, 12)
+    assert greedy(engine, follow_up, 12) == greedy(Engine(engine.decoder), follow_up, 12)
+
+
 def test_a_cache_that_is_full_doubles(monkeypatch):
     monkeypatch.setattr("speechgpt.decode_engine.FIRST_CAPACITY", 8)
     monkeypatch.setattr("speechgpt.decode_engine.SPARE", 2)
