@@ -89,8 +89,8 @@ class Run:
 
 
 class Engine:
-    """Runs of one decoder. The last run of a single row is kept with its tokens, and one of a batch for its
-    room alone, where that is captured; a second run at the same time gets its own."""
+    """Runs of one decoder. The newest run of a single row is kept with its tokens, and one of a batch for its
+    room alone, where that is captured; a second run at the same time gets its own, which is kept instead."""
 
     def __init__(self, decoder: LlamaDecoder, fast: str = "auto"):
         self.decoder, self.fast = decoder, fast
@@ -103,9 +103,8 @@ class Engine:
         if found is None or found.taken or found.batch != batch:
             found = Run(self.decoder, batch, self.fast)
             if batch == 1 or self.decoder.device.type == "cuda":
-                self._kept.setdefault(batch > 1, found)
-                if not self._kept[batch > 1].taken:
-                    self._kept[batch > 1] = found
+                # Even for one still taken: an answer held and never ended would keep all later ones out.
+                self._kept[batch > 1] = found
         found.taken = True
         try:
             found.begin(prompts, new_tokens)

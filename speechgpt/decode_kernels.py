@@ -118,6 +118,12 @@ def _join(partial, weights, attended, WIDTH: tl.constexpr, SPLITS: tl.constexpr)
     tl.store(attended + head * WIDTH + i, tl.sum(parts * shares[:, None], 0) / total)
 
 
+def probe(device: torch.device) -> None:
+    """Compiles and runs the smallest kernel: raises what a machine without a compiler raises."""
+    partial, weights = torch.zeros(1, 2, 16, device=device), torch.zeros(1, 2, 2, device=device)
+    _join[(1,)](partial, weights, torch.zeros(16, device=device), 16, 2, num_warps=1)
+
+
 class KernelStep:
     """One token of one row: `token` and `place` (1,) int64 in, `logits` (1, V) float32 out, all in place."""
 

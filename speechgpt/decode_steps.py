@@ -4,6 +4,8 @@ A graph's launches cost the host nothing and its addresses stay, so tokens, plac
 What one bucket of positions was captured for serves every turn until the cache moves.
 """
 
+import logging
+import subprocess
 from collections.abc import Callable
 from functools import cache
 
@@ -15,6 +17,9 @@ from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
 COPIED = 1 << 28  # weights: larger models are not copied for quicker steps on a CPU
 FIRST_BUCKET = 256  # positions that the shortest graph attends to; each next one to twice as many
+KERNELS_NEED = (8, 0)  # compute capability: of what is older Triton promises nothing
+
+logger = logging.getLogger(__name__)
 
 
 def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
@@ -25,14 +30,28 @@ def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
         return "plain"
     if fast == "auto":
         width = decoder.sizes.width
-        fast = "kernels" if batch == 1 and not width & (width - 1) and _triton_here() else "graph"
+        fast = (
+            "kernels" if batch == 1 and not width & (width - 1) and _kernels_run(decoder.device) else "graph"
+        )
     return "graph" if fast == "kernels" and batch > 1 else fast
 
 
-def _triton_here() -> bool:
-    from importlib.util import find_spec
+@cache
+def _kernels_run(device: torch.device) -> bool:
+    """Whether our kernels run there. Triton comes with torch, but the first launch needs a C compiler."""
+    found = torch.cuda.get_device_capability(device)
+    if found < KERNELS_NEED:
+        reason = "compute capability {}.{}, expected {}.{}".format(*found, *KERNELS_NEED)
+    else:
+        try:
+            from speechgpt.decode_kernels import probe
 
-    return find_spec("triton") is not None
+            probe(device)
+            return True
+        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            reason = " ".join(str(error).split())[:300]
+    logger.warning("Triton's kernels cannot be used, steps are CUDA graphs of torch's own: %s", reason)
+    return False
 
 
 class PlainSteps:
@@ -76,22 +95,17 @@ def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, i
     turns = decoder.turns(cache.capacity)  # P W/2
     fused = torch.empty(parts, 1, sizes.fused // parts)
     gated = torch.empty(parts, 1, 2 * sizes.inner // parts)
-    head = _parted(decoder.head, parts, decoder.norm)
+    if parts not in decoder.parted:  # once a decoder: a cache that grows, or another run's, needs no new copy
+        decoder.parted[parts] = _parted_weights(decoder, parts)
+    weights, head = decoder.parted[parts]
     logits = torch.empty(parts, 1, head.shape[2])
     flat = fused.view(-1, width)  # H W
     queries, both = flat[:heads].view(1, groups, -1, width), flat[heads:].view(2, groups, width)
     pairs = torch.view_as_complex(flat[: heads + groups].view(heads + groups, -1, 2))
     gate, up = gated.view(2, 1, -1).unbind()
     each = [
-        (
-            _parted(layer.qkv, parts, layer.norm),
-            _parted(layer.out, parts),
-            _parted(layer.gate_up, parts, layer.inner_norm),
-            _parted(layer.down, parts),
-            *kept,  # keys and values, 1 G P W each
-            kept[:, 0],
-        )
-        for layer, kept in zip(decoder.layers, cache.layers, strict=True)
+        (*layer, *kept, kept[:, 0])  # keys and values, 1 G P W each
+        for layer, kept in zip(weights, cache.layers, strict=True)
     ]
     add, silu, attend = torch.baddbmm, F.silu, F.scaled_dot_product_attention
 
@@ -115,6 +129,20 @@ def _lean_step(decoder: LlamaDecoder, cache: Cache) -> Callable[[torch.Tensor, i
         return logits.view(1, -1)[:, : sizes.vocabulary]
 
     return step
+
+
+def _parted_weights(decoder: LlamaDecoder, parts: int) -> tuple[list[tuple[torch.Tensor, ...]], torch.Tensor]:
+    """Each layer's four matrices, and the head."""
+    layers = [
+        (
+            _parted(layer.qkv, parts, layer.norm),
+            _parted(layer.out, parts),
+            _parted(layer.gate_up, parts, layer.inner_norm),
+            _parted(layer.down, parts),
+        )
+        for layer in decoder.layers
+    ]
+    return layers, _parted(decoder.head, parts, decoder.norm)
 
 
 def _parted(matrix: torch.Tensor, parts: int, norm: torch.Tensor | None = None) -> torch.Tensor:

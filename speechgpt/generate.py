@@ -120,20 +120,19 @@ class Generator:
         prompt = self.format.prompt_turn(question, history, self._longest_prompt(kind))
         ids: list[int] = []
         sent = {"transcript": "", "answer": ""}
+        speech_starts, spoken = self.vocabulary.single("<sosp>"), False
         for (token,) in self.steps([prompt], kind):
             ids.append(token)
+            spoken = spoken or token == speech_starts
             if self.vocabulary.is_unit(token):
                 yield Part("units", unit=self.vocabulary.id_to_unit(token))
                 continue
             turn = self.format.parse(ids)
             for section, before in sent.items():
                 text = getattr(turn, section)
+                ended = turn.complete or spoken or turn.answer and section == "transcript"
                 # Half a character, or a space that might yet be stripped, waits for its successor.
-                whole = (
-                    text
-                    if turn.complete or turn.answer and section == "transcript"
-                    else text.rstrip(" \ufffd")
-                )
+                whole = text if ended else text.rstrip(" \ufffd")
                 if len(whole) > len(before) and whole.startswith(before):
                     sent[section] = whole
                     yield Part(section, whole[len(before) :])

@@ -68,6 +68,8 @@ class LlamaDecoder:
         self.sizes, self.embedding, self.layers, self.norm, self.head = sizes, embedding, layers, norm, head
         self.dtype, self.device = embedding.dtype, embedding.device
         self._turns: torch.Tensor | None = None
+        # By number of parts, what speechgpt.decode_steps makes of the weights: each layer's, and the head.
+        self.parted: dict[int, tuple[list[tuple[torch.Tensor, ...]], torch.Tensor]] = {}
 
     @classmethod
     def of_tensors(

@@ -75,6 +75,24 @@ def test_the_stream_is_the_turn_text_first(generator):
     assert order == sorted(order, key=["transcript", "answer", "units"].index)
 
 
+@pytest.mark.parametrize("last", [" ", "\u00e9"], ids=["space", "half a character"])
+def test_no_text_comes_after_the_first_unit(native, monkeypatch, last):
+    generator = Generator(random_model(native), PromptFormat(native), GREEDY)
+    *_, first_byte, last_byte = native.encode_text(last)
+    ending = [last_byte] if last == " " else [first_byte]
+    names = ("[ta]", "[ua]", "<sosp>", "<eosp>", "<eoa>")
+    answers, speaks, sosp, eosp, ends = (native.single(name) for name in names)
+    units = [native.base_size + u for u in (3, 4, 5)]
+    forced = [*native.encode_text("hi"), answers, *native.encode_text("hello"), *ending]
+    forced += [speaks, sosp, *units, eosp, ends]
+    monkeypatch.setattr(generator, "steps", lambda *_: ([token] for token in forced))
+    parts = list(generator.stream_turn([1, 2, 3], "speech"))
+    whole = generator.format.parse(forced)
+    assert whole.answer == "hello" + (" " if last == " " else "\ufffd")
+    assert "".join(p.text for p in parts if p.section == "answer") == whole.answer
+    assert [p.section for p in parts][-3:] == ["units"] * 3 and [p.unit for p in parts[-3:]] == whole.units
+
+
 def test_seeds(generator):
     sampled = with_decoding(generator, SAMPLED)
     assert sampled.turn("hi") == sampled.turn("hi")

@@ -1,13 +1,16 @@
 """Our LLaMA against transformers', and every way of doing a step against the plain one."""
 
+import logging
 import os
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from speechgpt import decode_steps
 from speechgpt.decode_engine import Engine
 from speechgpt.decode_steps import CapturedSteps, PlainSteps, best_way
 from speechgpt.decoding import Decoding
@@ -171,13 +174,40 @@ def test_a_second_run_at_the_same_time_disturbs_nothing():
     assert greedy(engine, [1, 2, 3], 12) == alone[0]
 
 
+@torch.inference_mode()
+def test_a_run_that_is_never_ended_keeps_no_later_one_from_reuse():
+    engine = Engine(LlamaDecoder.of_model(llama()))
+    with engine.run([[1, 2, 3]], 12) as held:
+        held.take(held.logits().argmax(-1), True)
+        prompt = [4, 5, 6, 7]
+        first = greedy(engine, prompt, 12)
+        follow_up = [*prompt, *first, 8, 9]
+        with engine.run([follow_up], 12) as run:
+            assert run is not held and run.reused == len(prompt) + 11  # the last token was never read
+        assert greedy(engine, follow_up, 12) == greedy(Engine(engine.decoder), follow_up, 12)
+    assert greedy(engine, follow_up, 12) == greedy(Engine(engine.decoder), follow_up, 12)
+
+
 def test_a_cache_that_is_full_doubles(monkeypatch):
     monkeypatch.setattr("speechgpt.decode_engine.FIRST_CAPACITY", 8)
     monkeypatch.setattr("speechgpt.decode_engine.SPARE", 2)
     decoder = LlamaDecoder.of_model(llama())
-    small = greedy(Engine(decoder), [1, 2, 3], 60)
+    copies, copied = [], decode_steps._parted
+    monkeypatch.setattr(decode_steps, "_parted", lambda *given: copies.append(given) or copied(*given))
+    engine = Engine(decoder)
+    greedy(engine, [1, 2, 3], 2)
+    capacity, before = engine._kept[False]._cache.capacity, held_by(decoder)
+    small = greedy(engine, [1, 2, 3], 60)
+    assert engine._kept[False]._cache.capacity >= 4 * capacity
+    # The weights in parts are made once: to copy them at each growth would halt the answer.
+    assert held_by(decoder) == before and len(copies) == 4 * decoder.sizes.layers + 1
     monkeypatch.undo()
-    assert small == greedy(Engine(decoder), [1, 2, 3], 60)
+    assert small == greedy(Engine(LlamaDecoder.of_model(llama())), [1, 2, 3], 60)
+
+
+def held_by(decoder: LlamaDecoder) -> list[int]:
+    """Addresses of its weights in parts."""
+    return [t.data_ptr() for layers, head in decoder.parted.values() for t in (*sum(layers, ()), head)]
 
 
 def test_ways_are_checked():
@@ -185,6 +215,39 @@ def test_ways_are_checked():
     assert best_way(decoder, 1) == "plain"
     with pytest.raises(ValueError, match="fast is 'very'"):
         best_way(decoder, 1, "very")
+
+
+@pytest.mark.parametrize(
+    "capability, error, way",
+    [
+        ((9, 0), None, "kernels"),
+        ((7, 5), None, "graph"),
+        ((9, 0), RuntimeError("Failed to find C compiler"), "graph"),
+        ((8, 6), subprocess.CalledProcessError(1, "gcc"), "graph"),
+        ((8, 0), ImportError("no triton"), "graph"),
+    ],
+)
+def test_kernels_are_chosen_only_where_they_run(monkeypatch, caplog, capability, error, way):
+    probed = []
+
+    def probe(device):
+        probed.append(device)
+        if error:
+            raise error
+
+    kernels = ModuleType("speechgpt.decode_kernels")
+    kernels.probe = probe
+    monkeypatch.setitem(sys.modules, "speechgpt.decode_kernels", kernels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    decode_steps._kernels_run.cache_clear()
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0), sizes=SimpleNamespace(width=64))
+    with caplog.at_level(logging.WARNING):
+        found = [best_way(on_gpu, batch) for batch in (1, 1, 2)]
+    decode_steps._kernels_run.cache_clear()
+    assert found == [way, way, "graph"]
+    assert len(probed) == (capability >= (8, 0))
+    reason = str(error) if error else "compute capability 7.5, expected 8.0"
+    assert [reason in record.getMessage() for record in caplog.records] == [True] * (way == "graph")
 
 
 @pytest.mark.parametrize("question", ["what is two plus two", [3, 7, 3, 9, 200, 41, 3], "turn on the light"])
@@ -223,6 +286,7 @@ def test_kernels_equal_plain_steps_under_tritons_interpreter():
     pytest.importorskip("triton")
     code = """
 import torch
+from speechgpt.decode_kernels import probe
 from speechgpt.decode_steps import CapturedSteps, PlainSteps
 from speechgpt.decoding import Decoding
 from speechgpt.grammar import TurnGrammar
@@ -230,6 +294,7 @@ from speechgpt.llama_decoder import Cache, LlamaDecoder
 from speechgpt.llama_sizes import LlamaSizes
 from speechgpt.model import load_decoder, load_llama, load_trained
 from speechgpt.model_dir import find_model, load_generator
+probe("cpu")
 rope = {"rope_type": "default", "rope_theta": 1e4}
 for groups in (4, 2, 1):
     sizes = LlamaSizes(101, 64, 88, 2, 4, groups, 16, 512, 1e-6, False, rope)
