@@ -16,8 +16,9 @@ from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
 from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
-from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows, length_batches
+from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
+from speechgpt.units.padding import length_batches
 from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
 

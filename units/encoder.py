@@ -28,6 +28,7 @@ from speechgpt.units.encoder_files import (
 )
 from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
+from speechgpt.units.padding import PADDED_SECONDS, length_batches
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
 # How `frames_of` may compute, by device.
@@ -341,12 +342,18 @@ class Encoder(nn.Module):
         plan = self.plan_for(layer, precision)
         if plan is not None:
             return plan([np.asarray(w, np.float32) for w in waveforms])
-        batch, lengths = self.pad(waveforms)  # B T, B
-        whole = all(len(w) == batch.shape[1] for w in waveforms)
-        with exact_convolutions():
-            (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
         frames = [int(self.frames(len(w))) for w in waveforms]
-        return torch.cat([row[:n] for row, n in zip(hidden, frames, strict=True)]), frames
+        found: list[Tensor | None] = [None] * len(frames)
+        seconds = [len(w) / self.sample_rate for w in waveforms]
+        # One long row among many short ones would pad all of them to its length.
+        for members in length_batches(seconds, PADDED_SECONDS[self.device.type]):
+            batch, lengths = self.pad([waveforms[i] for i in members])  # B T, B
+            whole = all(len(waveforms[i]) == batch.shape[1] for i in members)
+            with exact_convolutions():
+                (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
+            for index, row in zip(members, hidden, strict=True):
+                found[index] = row[: frames[index]]
+        return torch.cat(found), frames
 
     def plan_for(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
         """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does."""

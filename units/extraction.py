@@ -16,8 +16,9 @@ from speechgpt.data.rows import Utterance
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import WINDOW_SECONDS, open_long_audio, window_features
 
-# Audio encoded at a time: on a CPU what caches and memory like, on a GPU 32,000 frames, whose products are
-# large enough, while 2 GB hold what the first convolution makes of them.
+# Audio given to the encoder at a time, which divides it where it must pad (units/padding.py): on a CPU what
+# caches and memory like, on a GPU 32,000 frames, whose products are large enough, while 2 GB hold what the
+# first convolution makes of them in half precision.
 BATCH_SECONDS = {"cpu": 60.0, "cuda": 640.0}
 AHEAD = 3  # batches decoded while one is encoded
 
@@ -26,18 +27,6 @@ Fetch = Callable[[], list[np.ndarray] | None]
 # returns waits for them, and gives None where half precision did not hold the features.
 Handle = Callable[[Tensor, list[int], list[Utterance]], Fetch]
 Encoded = tuple[Utterance, np.ndarray | None, str]  # row, result, or None and why not
-
-
-def length_batches(seconds: Sequence[float], budget: float) -> list[list[int]]:
-    """Indices in batches of like lengths, longest first; each batch, padded, is `budget` seconds at most."""
-    batches: list[list[int]] = []
-    longest = 0.0
-    for index in sorted(range(len(seconds)), key=lambda i: (-seconds[i], i)):
-        if not batches or longest * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-            longest = seconds[index]
-        batches[-1].append(index)
-    return batches
 
 
 def budget_batches(rows: Sequence[Utterance], budget: float) -> Iterator[list[Utterance]]:

@@ -15,7 +15,7 @@ from speechgpt.units import extraction
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.dedup import deduplicate, expand
 from speechgpt.units.encode import UnitEncoder, encode_manifest, parse_shard
-from speechgpt.units.extraction import length_batches
+from speechgpt.units.padding import length_batches
 
 from .conftest import GROUP, make_encoder, noise
 
@@ -243,7 +243,7 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
         assert encode_manifest(units, tmp_path / "manifest.jsonl", out, part_seconds=3600.0) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # Hashes of ids, sorted once, are 24 bytes a row; what is decoded ahead differs from run to run by a tenth.
+    # Hashes of ids, sorted once, are 24 bytes a row; what is decoded ahead differs between runs by a tenth.
     assert peaks[2] < 1.25 * peaks[1] + 24 * 8700, peaks
 
 

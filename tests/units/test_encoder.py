@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from speechgpt.units import encoder as module
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import window_features
 
@@ -163,3 +164,24 @@ def test_loading_draws_no_weights():
     assert torch.equal(torch.random.get_rng_state(), before)
     nn.Linear(6, 7)
     assert not torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_rows_are_padded_each_forward_stays_within_the_budget(dtype, monkeypatch):
+    """One long row among many short ones: padded together they would be 18 s; in order, and as when alone."""
+    encoder, seen = make_encoder(GROUP).to(dtype), []
+    monkeypatch.setattr(encoder, "plan_for", lambda *_: None)  # as on CUDA in float32
+    waveforms = [noise(1600 + 320 * n, n) for n in range(5)] + [noise(32_000, 9)] + [noise(2000, 7)] * 3
+    alone = [encoder.features([w], 2)[0] for w in waveforms]
+    plain = encoder.convolve
+
+    def convolve(batch, *given):
+        seen.append(batch.numel() / encoder.sample_rate)
+        return plain(batch, *given)
+
+    monkeypatch.setattr(encoder, "convolve", convolve)
+    monkeypatch.setitem(module.PADDED_SECONDS, "cpu", 2.5)
+    together = encoder.features(waveforms, 2)
+    assert max(seen) <= 2.5 and 1 < len(seen) < len(waveforms)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0)
