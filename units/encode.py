@@ -1,6 +1,7 @@
 """Speech to units: waveforms, files, and whole manifests that resume after a kill."""
 
 import argparse
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,13 @@ from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
 from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
 from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows
+from speechgpt.units.half_kernels import half_refusal
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
 from speechgpt.units.padding import length_batches
 from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
+
+logger = logging.getLogger(__name__)
 
 # Audio between two files on disk: what a kill can lose. On a GPU it is seconds of work, so that the start and
 # the end of a part cost little.
@@ -60,13 +64,22 @@ class UnitEncoder:
         return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer).use(precision)
 
     def use(self, precision: str) -> "UnitEncoder":
-        """From now on computes in `precision`; auto is half on a GPU, else float32."""
+        """From now on computes in `precision`; auto is half on a GPU that can, else float32."""
         where = self.encoder.device.type
         if precision == "auto":
-            precision = HALF if where == "cuda" else "float32"
+            precision = self._fastest()
         check_precision(precision, where)
         self.precision = precision
         return self
+
+    def _fastest(self) -> str:
+        encoder = self.encoder
+        if encoder.device.type != "cuda":
+            return "float32"
+        if reason := half_refusal(encoder.device, encoder.config.conv_pos_batch_norm):
+            logger.warning("float32 is used in place of %s, and is slower: %s", HALF, reason)
+            return "float32"
+        return HALF
 
     @property
     def frame_rate(self) -> float:
@@ -285,7 +298,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU, float32 on a CPU"
+        "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU that can, else float32"
     )
     parser.add_argument("--batch-seconds", type=float, help="audio a batch (60 on a CPU, 640 on a GPU)")
     parser.add_argument("--part-seconds", type=float, help="audio between two part files")

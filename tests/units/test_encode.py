@@ -1,7 +1,10 @@
 """Manifests become unit rows: in order, once each, whatever is killed, sharded or unreadable."""
 
 import json
+import subprocess
 import tracemalloc
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from speechgpt.data.audio import write_wav
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.rows import Utterance, read_manifest, read_units, write_manifest
 from speechgpt.units import encode as module
-from speechgpt.units import extraction
+from speechgpt.units import extraction, half_kernels
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.dedup import deduplicate, expand
 from speechgpt.units.encode import UnitEncoder, encode_manifest, parse_shard
@@ -253,3 +256,45 @@ def test_precisions_are_those_of_the_device(units):
     assert (exact == small).mean() > 0.8
     with pytest.raises(ValueError, match="precision float16 on cpu: expected one of float32, int8"):
         units.use("float16")
+
+
+@pytest.fixture
+def gpu(units, monkeypatch):
+    """As if the encoder lay on a GPU of capability 8.0 whose kernels run."""
+    kernels = SimpleNamespace(probe=lambda device: None)
+    monkeypatch.setattr(type(units.encoder), "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(half_kernels, "gpu_kernels", lambda: kernels)
+    return kernels
+
+
+def test_auto_is_half_precision_on_a_gpu_that_can(units, gpu, caplog):
+    assert units.use("auto").precision == "float16" and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("No module named 'triton'"),
+        RuntimeError("Failed to find C compiler"),
+        OSError("no gcc"),
+        subprocess.CalledProcessError(1, "gcc"),
+    ],
+)
+def test_auto_is_float32_where_the_kernels_do_not_run(units, gpu, caplog, error):
+    def probe(device):
+        raise error
+
+    gpu.probe = probe
+    assert units.use("auto").precision == "float32"
+    assert [str(error) in record.message for record in caplog.records] == [True]
+
+
+def test_auto_is_float32_on_an_old_gpu_and_for_positions_with_a_batch_norm(units, gpu, caplog, monkeypatch):
+    units.encoder.config = replace(units.encoder.config, conv_pos_batch_norm=True)
+    assert units.use("auto").precision == "float32"
+    units.encoder.config = replace(units.encoder.config, conv_pos_batch_norm=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert units.use("auto").precision == "float32"
+    first, second = (record.message for record in caplog.records)
+    assert "conv_pos_batch_norm" in first and "capability 7.5, needed is 8.0" in second
