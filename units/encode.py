@@ -170,8 +170,9 @@ def encode_manifest(
 ) -> int:
     """Writes the unit rows of a manifest, in its order, to `out`; returns how many.
 
-    Part files beside `out` hold what is done: after a kill the same call goes on with the next part. Files
-    that cannot be read go to `out`.rejects.jsonl with the reason; more than `max_bad` of them are an error.
+    Part files beside `out` hold what is done: after a kill the same call goes on with the next part, once the
+    parts with files that could not be read were tried again. Such files go to `out`.rejects.jsonl with the
+    reason; more than `max_bad` of them are an error.
     What made the units stands in `out` with the suffix .provenance.json. Memory does not grow with the hours.
     """
     part_seconds = part_seconds or PART_SECONDS[units.encoder.device.type]
@@ -181,6 +182,7 @@ def encode_manifest(
     key = _key(units, manifest, shard, part_seconds)
     folder = Path(f"{out}.parts") / key
     folder.mkdir(parents=True, exist_ok=True)
+    _forget_rejected(folder)
     bad = 0
     for number, part in enumerate(manifest_parts(manifest, chosen, part_seconds)):
         path = folder / f"{number:06d}.jsonl"
@@ -192,7 +194,7 @@ def encode_manifest(
             bad += len(rejects.read_bytes().splitlines())
         if bad > max_bad:
             _write_rejects(folder, out)
-            path.unlink()  # a repaired file is tried again
+            _forget_rejected(folder)
             raise ValueError(
                 f"{bad} files of {manifest} cannot be read, max_bad is {max_bad}; "
                 f"reasons in {out}.rejects.jsonl"
@@ -276,6 +278,13 @@ def _write_rejects(folder: Path, out: str | Path) -> None:
         join_files(rejects, path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _forget_rejected(folder: Path) -> None:
+    """Unlinks every part with files that could not be read: a repaired file is tried again."""
+    for rejects in folder.glob("*.rejects"):
+        rejects.with_suffix(".jsonl").unlink(missing_ok=True)
+        rejects.unlink()
 
 
 def parse_shard(text: str) -> tuple[int, int]:

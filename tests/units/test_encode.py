@@ -135,6 +135,25 @@ def test_unreadable_files_go_to_a_file_with_the_reason(units, corpus, tmp_path):
     assert not rejects.exists()
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["failed", "killed"])
+def test_repaired_files_of_every_part_are_tried_again(units, corpus, tmp_path, monkeypatch, killed):
+    """Also those of earlier parts, whose bad file was tolerated when the run ended at a later one."""
+    straight, out = tmp_path / "straight.jsonl", tmp_path / "units.jsonl"
+    encode_manifest(units, corpus, straight)
+    good = {index: (tmp_path / f"audio/{index}.wav").read_bytes() for index in (0, 13)}
+    for index in good:
+        (tmp_path / f"audio/{index}.wav").write_text("no audio")
+    with monkeypatch.context() as patch:
+        if killed:
+            patch.setattr(module, "_write_rejects", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception if killed else ValueError):
+            encode_manifest(units, corpus, out, part_seconds=2, max_bad=1)
+    for index, content in good.items():
+        (tmp_path / f"audio/{index}.wav").write_bytes(content)
+    assert encode_manifest(units, corpus, out, part_seconds=2, max_bad=1) == 14
+    assert out.read_bytes() == straight.read_bytes() and not (tmp_path / "units.jsonl.rejects.jsonl").exists()
+
+
 def test_long_rows_of_a_manifest_go_in_windows(units, corpus, tmp_path, monkeypatch):
     encode_manifest(units, corpus, tmp_path / "whole.jsonl")
     monkeypatch.setattr(extraction, "WINDOW_SECONDS", 1.0)
