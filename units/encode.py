@@ -17,7 +17,7 @@ from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
 from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
-from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows
+from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, Fetch, encode_rows
 from speechgpt.units.half_kernels import half_refusal
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
 from speechgpt.units.padding import length_batches
@@ -98,13 +98,16 @@ class UnitEncoder:
         return self.precision if weights == "float32" else weights
 
     def encode(self, waveforms: Sequence[np.ndarray], batch_seconds: float | None = None) -> list[np.ndarray]:
-        """Waveforms (T,) at the encoder's rate to frames (N,) int64 each, the same in any batch."""
+        """Waveforms (T,) at the encoder's rate to frames (N,) int64 each, the same in any batch.
+
+        Raises ValueError naming the waveforms whose features are no finite numbers.
+        """
         rate = self.encoder.sample_rate
         found: list[np.ndarray | None] = [None] * len(waveforms)
         short = []
         for index, waveform in enumerate(waveforms):
             if len(waveform) > self.window_seconds * rate:
-                found[index] = self._encode_long(waveform)
+                found[index] = self._encode_long(waveform, f"waveform {index}")
             else:
                 short.append(index)
         budget = batch_seconds or BATCH_SECONDS[self.encoder.device.type]
@@ -115,6 +118,9 @@ class UnitEncoder:
             results = self.start(*self.encoder.frames_of(given, self.layer, self.precision))()
             if results is None:
                 results = self.start(*self.encoder.frames_of(given, self.layer))()
+            if results is None:
+                bad = [i for i in members if not np.isfinite(waveforms[i]).all()] or members
+                raise ValueError(f"waveform {', '.join(map(str, bad))}: {NOT_FINITE}")
             for index, frames in zip(members, results, strict=True):
                 found[index] = frames
         return found
@@ -124,13 +130,20 @@ class UnitEncoder:
         if probe(path).seconds <= self.window_seconds:
             return self.encode([read_audio(path, self.encoder.sample_rate)])[0]
         with open_long_audio(path, self.encoder.sample_rate) as waveform:
-            return self._encode_long(waveform)
+            return self._encode_long(waveform, str(path))
 
-    def _encode_long(self, waveform: np.ndarray) -> np.ndarray:
+    def _encode_long(self, waveform: np.ndarray, name: str) -> np.ndarray:
+        """name: of the waveform, for the error."""
         pieces = window_features(
             self.encoder, waveform, self.layer, self.window_seconds, self.context_seconds
         )
-        return np.concatenate([self.assign([piece])[0] for piece in pieces])  # N
+        found = []
+        for piece in pieces:
+            units = self.start(piece, [len(piece)])()
+            if units is None:
+                raise ValueError(f"{name}: {NOT_FINITE}")
+            found += units
+        return np.concatenate(found)  # N
 
     def assign(self, features: list[Tensor], rows: object = None) -> list[np.ndarray]:
         """Features (N, D) of several rows to frames (N,) int64 of each, with one transfer from the device."""

@@ -317,3 +317,30 @@ def test_auto_is_float32_on_an_old_gpu_and_for_positions_with_a_batch_norm(units
     assert units.use("auto").precision == "float32"
     first, second = (record.message for record in caplog.records)
     assert "conv_pos_batch_norm" in first and "capability 7.5, needed is 8.0" in second
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_waveform_that_is_not_finite_is_named(units, value):
+    waveforms = [noise(samples, samples) for samples in (4000, 5000, 20_000)]
+    for index in (1, 2):
+        bad = [w.copy() for w in waveforms]
+        bad[index][1000] = value
+        units.window_seconds = 1.0  # the last one goes in windows
+        with pytest.raises(ValueError, match=f"^waveform {index}: features that are no finite numbers"):
+            units.encode(bad)
+
+
+def test_one_long_file_whose_features_are_not_finite_does_not_end_the_run(
+    units, corpus, tmp_path, monkeypatch
+):
+    plain = extraction.window_features
+
+    def features(encoder, waveform, layer):
+        for piece in plain(encoder, waveform, layer):
+            yield piece * (np.inf if len(waveform) > 32_000 else 1)  # of the last row alone
+
+    monkeypatch.setattr(extraction, "WINDOW_SECONDS", 1.0)
+    monkeypatch.setattr(extraction, "window_features", features)
+    assert encode_manifest(units, corpus, tmp_path / "units.jsonl", max_bad=1) == 13
+    ((_, reject),) = read_jsonl(tmp_path / "units.jsonl.rejects.jsonl")
+    assert reject["id"] == "row13" and "row13" in reject["reason"] and "no finite numbers" in reject["reason"]
