@@ -198,13 +198,19 @@ class Encoder(nn.Module):
         return self._fingerprint or self.compute_fingerprint()
 
     def _apply(self, *given, **more) -> "Encoder":
-        self._planned = (None, None)  # weights move and are rounded without a new version
+        self.forget_plan()  # weights move and are rounded without a new version
         return super()._apply(*given, **more)
 
     def train(self, mode: bool = True) -> "Encoder":
         if mode:
             self._fingerprint = ""  # the weights are about to change
+        self.forget_plan()
         return super().train(mode)
+
+    def forget_plan(self) -> None:
+        """Call after editing weights through `.data`, or weights made in inference mode: torch counts no
+        versions of these, and `frames_of` would go on with a copy of the old ones."""
+        self._planned = (None, None)
 
     def compute_fingerprint(self) -> str:
         settings = {name: getattr(self.config, name) for name in _FINGERPRINTED}
@@ -356,13 +362,18 @@ class Encoder(nn.Module):
         return torch.cat(found), frames
 
     def plan_for(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
-        """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does."""
+        """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does.
+
+        Made again when weights have changed, but for changes that torch does not count: see `forget_plan`.
+        """
         where = self.device.type
         check_precision(precision, where)
         if precision == "float32" and (where == "cuda" or self.training or self.dtype != torch.float32):
             return None
-        key = layer, precision, tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._planned[0] != key:
+        versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
+        key = layer, precision, versions
+        made_for, plan = self._planned  # read once: another thread may plan another layer
+        if made_for != key:
             if precision in ("float32", "int8"):
                 from speechgpt.units.packed_hubert import PackedHubert
 
@@ -372,7 +383,7 @@ class Encoder(nn.Module):
 
                 plan = HalfHubert(self, layer, getattr(torch, precision))
             self._planned = key, plan
-        return self._planned[1]
+        return plan
 
     def _check_lengths(self, waveforms: Sequence[np.ndarray | Tensor]) -> None:
         for number, waveform in enumerate(waveforms):

@@ -185,3 +185,25 @@ def test_where_rows_are_padded_each_forward_stays_within_the_budget(dtype, monke
     assert max(seen) <= 2.5 and 1 < len(seen) < len(waveforms)
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0)
+
+
+def test_an_encoder_made_in_inference_mode_gives_the_same_features():
+    with torch.inference_mode():
+        encoder = make_encoder(GROUP)
+        inside = encoder.features([noise(999)], 2)
+    torch.testing.assert_close(encoder.features([noise(999)], 2), inside)
+    torch.testing.assert_close(make_encoder(GROUP).features([noise(999)], 2), inside)
+
+
+@pytest.mark.parametrize(
+    "forget", [Encoder.forget_plan, lambda encoder: encoder.train().eval(), Encoder.eval]
+)
+def test_edits_that_torch_does_not_count_are_seen_after_forgetting_the_plan(forget):
+    encoder, changed = make_encoder(GROUP), make_encoder(GROUP, seed=1)
+    before = encoder.features([noise(999)], 2)[0]
+    for mine, other in zip(encoder.parameters(), changed.parameters(), strict=True):
+        mine.data.copy_(other.data)
+    forget(encoder)
+    after = encoder.features([noise(999)], 2)[0]
+    torch.testing.assert_close(after, changed.features([noise(999)], 2)[0])
+    assert not torch.allclose(before, after)
