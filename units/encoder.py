@@ -51,18 +51,36 @@ _FINGERPRINTED = (
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The word auto is the first CUDA device if there is one, else the CPU."""
+    """The word auto is the first CUDA device if there is one, else the CPU.
+
+    Raises ValueError for other types of device, and for CUDA where there is none.
+    """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device}: expected auto, cpu or cuda") from error
+    if found.type not in PRECISIONS:
+        raise ValueError(f"device {device}: expected auto, cpu or cuda; use --device cpu")
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
-    return torch.device(device)
+    return found
 
 
 def check_precision(precision: str, where: str) -> None:
     """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
+    if where not in PRECISIONS:
+        raise ValueError(f"the encoder is on {where}: expected one of {', '.join(PRECISIONS)}")
     if precision not in PRECISIONS[where]:
         raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
+
+
+def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
+    """A waveform (T,) of any dtype and device to (T,) float32 in memory."""
+    if isinstance(waveform, Tensor):
+        waveform = waveform.detach().float().cpu().numpy()  # numpy knows no bfloat16
+    return np.asarray(waveform, np.float32)
 
 
 @contextmanager
@@ -345,9 +363,10 @@ class Encoder(nn.Module):
         """
         self.check_layer(layer)
         self._check_lengths(waveforms)
+        waveforms = [_array(w) for w in waveforms]
         plan = self.plan_for(layer, precision)
         if plan is not None:
-            return plan([np.asarray(w, np.float32) for w in waveforms])
+            return plan(waveforms)
         frames = [int(self.frames(len(w))) for w in waveforms]
         found: list[Tensor | None] = [None] * len(frames)
         seconds = [len(w) / self.sample_rate for w in waveforms]
@@ -387,6 +406,11 @@ class Encoder(nn.Module):
 
     def _check_lengths(self, waveforms: Sequence[np.ndarray | Tensor]) -> None:
         for number, waveform in enumerate(waveforms):
+            if np.ndim(waveform) != 1:
+                raise ValueError(
+                    f"waveform {number} of the batch: shape {tuple(np.shape(waveform))}, expected (T,): one "
+                    "channel a waveform"
+                )
             if len(waveform) < self.receptive_field:
                 raise ValueError(
                     f"waveform {number} of the batch: {len(waveform)} samples; the encoder needs at least "
@@ -398,7 +422,7 @@ class Encoder(nn.Module):
         self._check_lengths(waveforms)
         batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
         for number, waveform in enumerate(waveforms):
-            row = torch.as_tensor(waveform, dtype=torch.float32)
+            row = torch.as_tensor(_array(waveform))
             if self.normalize:
                 row = functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS)
             batch[number, : len(row)] = row

@@ -207,3 +207,27 @@ def test_edits_that_torch_does_not_count_are_seen_after_forgetting_the_plan(forg
     after = encoder.features([noise(999)], 2)[0]
     torch.testing.assert_close(after, changed.features([noise(999)], 2)[0])
     assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu:1", "gpu"])
+def test_other_devices_are_errors_that_say_what_is_expected(name):
+    with pytest.raises(ValueError, match=f"device {name}: expected auto, cpu or cuda"):
+        module.choose_device(name)
+    assert module.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="the encoder is on mps: expected one of cpu, cuda"):
+        module.check_precision("float32", "mps")
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_waveforms_are_tensors_or_arrays_of_one_dimension(planned, monkeypatch):
+    encoder = make_encoder(GROUP)
+    if not planned:
+        monkeypatch.setattr(encoder, "plan_for", lambda *_: None)
+    for shape in ((2, 800), (800, 1), ()):
+        for waveform in (np.zeros(shape, np.float32), torch.zeros(shape)):
+            with pytest.raises(ValueError, match=r"waveform 1 of the batch: shape \(.*\), expected \(T,\)"):
+                encoder.features([noise(800), waveform], 1)
+    waveform = torch.from_numpy(noise(999)).bfloat16()
+    expected = encoder.features([waveform.float().numpy()], 2)[0]
+    for given in (waveform, waveform.double(), waveform.float().requires_grad_(), waveform.double().numpy()):
+        torch.testing.assert_close(encoder.features([given], 2)[0], expected)
