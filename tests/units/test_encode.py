@@ -319,6 +319,7 @@ def test_auto_is_float32_on_an_old_gpu_and_for_positions_with_a_batch_norm(units
     assert "conv_pos_batch_norm" in first and "capability 7.5, needed is 8.0" in second
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_waveform_that_is_not_finite_is_named(units, value):
     waveforms = [noise(samples, samples) for samples in (4000, 5000, 20_000)]

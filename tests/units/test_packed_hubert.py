@@ -156,6 +156,7 @@ def test_long_rows_are_summed_in_pieces():
 INTERPRETED = """
 import torch
 from speechgpt.units import plain_kernels, triton_kernels
+from triton.runtime.errors import OutOfResources
 torch.manual_seed(0)
 wave, taps = torch.randn(4 * 80 + 10), torch.randn(10, 40)
 scale, shift, owner = torch.rand(2, 40), torch.randn(2, 40), torch.tensor([0, 0, 1, 1])
@@ -174,7 +175,15 @@ for gelu, more in ((False, added), (True, None)):
     a, b = (m.norm(rows, more, torch.ones(40), torch.ones(40), 1e-5, gelu)
             for m in (plain_kernels, triton_kernels))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-print("equal")
+triton_kernels.probe(torch.device("cpu"))
+def large(*given):
+    raise OutOfResources(147456, 101376, "shared memory")
+triton_kernels.convolution = large
+try:
+    triton_kernels.probe(torch.device("cpu"))
+except RuntimeError as error:
+    assert "shared memory" in str(error)
+    print("equal")
 """
 
 
