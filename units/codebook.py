@@ -188,7 +188,7 @@ class CodebookConfig:
     max_iter: int = PUBLISHED_KMEANS["max_iter"]  # passes over the sample
     max_no_improvement: int = PUBLISHED_KMEANS["max_no_improvement"]  # batches
     reassignment_ratio: float = PUBLISHED_KMEANS["reassignment_ratio"]
-    batch_seconds: float = 240.0  # padded audio encoded at a time
+    batch_seconds: float = 240.0  # audio given to the encoder at a time
     sampling: dict = field(default_factory=dict)  # corpus: share of the frames; empty: as it comes
     max_bad: int = 0  # unreadable files tolerated
     states_per_phone: int = 3  # phones: parts of each phone

@@ -1,6 +1,7 @@
 """Speech to units: waveforms, files, and whole manifests that resume after a kill."""
 
 import argparse
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,14 @@ from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
 from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
-from speechgpt.units.extraction import BATCH_SECONDS, Fetch, encode_rows, length_batches
+from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, Fetch, encode_rows
+from speechgpt.units.half_kernels import half_refusal
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
+from speechgpt.units.padding import length_batches
 from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
+
+logger = logging.getLogger(__name__)
 
 # Audio between two files on disk: what a kill can lose. On a GPU it is seconds of work, so that the start and
 # the end of a part cost little.
@@ -59,13 +64,22 @@ class UnitEncoder:
         return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer).use(precision)
 
     def use(self, precision: str) -> "UnitEncoder":
-        """From now on computes in `precision`; auto is half on a GPU, else float32."""
+        """From now on computes in `precision`; auto is half on a GPU that can, else float32."""
         where = self.encoder.device.type
         if precision == "auto":
-            precision = HALF if where == "cuda" else "float32"
+            precision = self._fastest()
         check_precision(precision, where)
         self.precision = precision
         return self
+
+    def _fastest(self) -> str:
+        encoder = self.encoder
+        if encoder.device.type != "cuda":
+            return "float32"
+        if reason := half_refusal(encoder.device, encoder.config.conv_pos_batch_norm):
+            logger.warning("float32 is used in place of %s, and is slower: %s", HALF, reason)
+            return "float32"
+        return HALF
 
     @property
     def frame_rate(self) -> float:
@@ -84,13 +98,16 @@ class UnitEncoder:
         return self.precision if weights == "float32" else weights
 
     def encode(self, waveforms: Sequence[np.ndarray], batch_seconds: float | None = None) -> list[np.ndarray]:
-        """Waveforms (T,) at the encoder's rate to frames (N,) int64 each, the same in any batch."""
+        """Waveforms (T,) at the encoder's rate to frames (N,) int64 each, the same in any batch.
+
+        Raises ValueError naming the waveforms whose features are no finite numbers.
+        """
         rate = self.encoder.sample_rate
         found: list[np.ndarray | None] = [None] * len(waveforms)
         short = []
         for index, waveform in enumerate(waveforms):
             if len(waveform) > self.window_seconds * rate:
-                found[index] = self._encode_long(waveform)
+                found[index] = self._encode_long(waveform, f"waveform {index}")
             else:
                 short.append(index)
         budget = batch_seconds or BATCH_SECONDS[self.encoder.device.type]
@@ -101,6 +118,9 @@ class UnitEncoder:
             results = self.start(*self.encoder.frames_of(given, self.layer, self.precision))()
             if results is None:
                 results = self.start(*self.encoder.frames_of(given, self.layer))()
+            if results is None:
+                bad = [i for i in members if not np.isfinite(waveforms[i]).all()] or members
+                raise ValueError(f"waveform {', '.join(map(str, bad))}: {NOT_FINITE}")
             for index, frames in zip(members, results, strict=True):
                 found[index] = frames
         return found
@@ -110,13 +130,20 @@ class UnitEncoder:
         if probe(path).seconds <= self.window_seconds:
             return self.encode([read_audio(path, self.encoder.sample_rate)])[0]
         with open_long_audio(path, self.encoder.sample_rate) as waveform:
-            return self._encode_long(waveform)
+            return self._encode_long(waveform, str(path))
 
-    def _encode_long(self, waveform: np.ndarray) -> np.ndarray:
+    def _encode_long(self, waveform: np.ndarray, name: str) -> np.ndarray:
+        """name: of the waveform, for the error."""
         pieces = window_features(
             self.encoder, waveform, self.layer, self.window_seconds, self.context_seconds
         )
-        return np.concatenate([self.assign([piece])[0] for piece in pieces])  # N
+        found = []
+        for piece in pieces:
+            units = self.start(piece, [len(piece)])()
+            if units is None:
+                raise ValueError(f"{name}: {NOT_FINITE}")
+            found += units
+        return np.concatenate(found)  # N
 
     def assign(self, features: list[Tensor], rows: object = None) -> list[np.ndarray]:
         """Features (N, D) of several rows to frames (N,) int64 of each, with one transfer from the device."""
@@ -156,8 +183,9 @@ def encode_manifest(
 ) -> int:
     """Writes the unit rows of a manifest, in its order, to `out`; returns how many.
 
-    Part files beside `out` hold what is done: after a kill the same call goes on with the next part. Files
-    that cannot be read go to `out`.rejects.jsonl with the reason; more than `max_bad` of them are an error.
+    Part files beside `out` hold what is done: after a kill the same call goes on with the next part, once the
+    parts with files that could not be read were tried again. Such files go to `out`.rejects.jsonl with the
+    reason; more than `max_bad` of them are an error.
     What made the units stands in `out` with the suffix .provenance.json. Memory does not grow with the hours.
     """
     part_seconds = part_seconds or PART_SECONDS[units.encoder.device.type]
@@ -167,6 +195,7 @@ def encode_manifest(
     key = _key(units, manifest, shard, part_seconds)
     folder = Path(f"{out}.parts") / key
     folder.mkdir(parents=True, exist_ok=True)
+    _forget_rejected(folder)
     bad = 0
     for number, part in enumerate(manifest_parts(manifest, chosen, part_seconds)):
         path = folder / f"{number:06d}.jsonl"
@@ -178,7 +207,7 @@ def encode_manifest(
             bad += len(rejects.read_bytes().splitlines())
         if bad > max_bad:
             _write_rejects(folder, out)
-            path.unlink()  # a repaired file is tried again
+            _forget_rejected(folder)
             raise ValueError(
                 f"{bad} files of {manifest} cannot be read, max_bad is {max_bad}; "
                 f"reasons in {out}.rejects.jsonl"
@@ -264,6 +293,13 @@ def _write_rejects(folder: Path, out: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _forget_rejected(folder: Path) -> None:
+    """Unlinks every part with files that could not be read: a repaired file is tried again."""
+    for rejects in folder.glob("*.rejects"):
+        rejects.with_suffix(".jsonl").unlink(missing_ok=True)
+        rejects.unlink()
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """The text 2/8 to (2, 8): the third of eight, counting from 0."""
     index, slash, count = text.partition("/")
@@ -284,7 +320,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU, float32 on a CPU"
+        "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU that can, else float32"
     )
     parser.add_argument("--batch-seconds", type=float, help="audio a batch (60 on a CPU, 640 on a GPU)")
     parser.add_argument("--part-seconds", type=float, help="audio between two part files")

@@ -28,6 +28,7 @@ from speechgpt.units.encoder_files import (
 )
 from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
+from speechgpt.units.padding import PADDED_SECONDS, length_batches
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
 # How `frames_of` may compute, by device.
@@ -50,18 +51,36 @@ _FINGERPRINTED = (
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The word auto is the first CUDA device if there is one, else the CPU."""
+    """The word auto is the first CUDA device if there is one, else the CPU.
+
+    Raises ValueError for other types of device, and for CUDA where there is none.
+    """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device}: expected auto, cpu or cuda") from error
+    if found.type not in PRECISIONS:
+        raise ValueError(f"device {device}: expected auto, cpu or cuda; use --device cpu")
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
-    return torch.device(device)
+    return found
 
 
 def check_precision(precision: str, where: str) -> None:
     """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
+    if where not in PRECISIONS:
+        raise ValueError(f"the encoder is on {where}: expected one of {', '.join(PRECISIONS)}")
     if precision not in PRECISIONS[where]:
         raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
+
+
+def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
+    """A waveform (T,) of any dtype and device to (T,) float32 in memory."""
+    if isinstance(waveform, Tensor):
+        waveform = waveform.detach().float().cpu().numpy()  # numpy knows no bfloat16
+    return np.asarray(waveform, np.float32)
 
 
 @contextmanager
@@ -197,13 +216,19 @@ class Encoder(nn.Module):
         return self._fingerprint or self.compute_fingerprint()
 
     def _apply(self, *given, **more) -> "Encoder":
-        self._planned = (None, None)  # weights move and are rounded without a new version
+        self.forget_plan()  # weights move and are rounded without a new version
         return super()._apply(*given, **more)
 
     def train(self, mode: bool = True) -> "Encoder":
         if mode:
             self._fingerprint = ""  # the weights are about to change
+        self.forget_plan()
         return super().train(mode)
+
+    def forget_plan(self) -> None:
+        """Call after editing weights through `.data`, or weights made in inference mode: torch counts no
+        versions of these, and `frames_of` would go on with a copy of the old ones."""
+        self._planned = (None, None)
 
     def compute_fingerprint(self) -> str:
         settings = {name: getattr(self.config, name) for name in _FINGERPRINTED}
@@ -338,24 +363,36 @@ class Encoder(nn.Module):
         """
         self.check_layer(layer)
         self._check_lengths(waveforms)
+        waveforms = [_array(w) for w in waveforms]
         plan = self.plan_for(layer, precision)
         if plan is not None:
-            return plan([np.asarray(w, np.float32) for w in waveforms])
-        batch, lengths = self.pad(waveforms)  # B T, B
-        whole = all(len(w) == batch.shape[1] for w in waveforms)
-        with exact_convolutions():
-            (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
+            return plan(waveforms)
         frames = [int(self.frames(len(w))) for w in waveforms]
-        return torch.cat([row[:n] for row, n in zip(hidden, frames, strict=True)]), frames
+        found: list[Tensor | None] = [None] * len(frames)
+        seconds = [len(w) / self.sample_rate for w in waveforms]
+        # One long row among many short ones would pad all of them to its length.
+        for members in length_batches(seconds, PADDED_SECONDS[self.device.type]):
+            batch, lengths = self.pad([waveforms[i] for i in members])  # B T, B
+            whole = all(len(waveforms[i]) == batch.shape[1] for i in members)
+            with exact_convolutions():
+                (hidden,) = self(batch, None if whole else lengths, (layer,))  # B N D
+            for index, row in zip(members, hidden, strict=True):
+                found[index] = row[: frames[index]]
+        return torch.cat(found), frames
 
     def plan_for(self, layer: int, precision: str):  # PackedHubert | HalfHubert | None
-        """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does."""
+        """What runs `layer` in `precision`, made once for the weights as they are; None: `forward` does.
+
+        Made again when weights have changed, but for changes that torch does not count: see `forget_plan`.
+        """
         where = self.device.type
         check_precision(precision, where)
         if precision == "float32" and (where == "cuda" or self.training or self.dtype != torch.float32):
             return None
-        key = layer, precision, tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._planned[0] != key:
+        versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.parameters())
+        key = layer, precision, versions
+        made_for, plan = self._planned  # read once: another thread may plan another layer
+        if made_for != key:
             if precision in ("float32", "int8"):
                 from speechgpt.units.packed_hubert import PackedHubert
 
@@ -365,10 +402,15 @@ class Encoder(nn.Module):
 
                 plan = HalfHubert(self, layer, getattr(torch, precision))
             self._planned = key, plan
-        return self._planned[1]
+        return plan
 
     def _check_lengths(self, waveforms: Sequence[np.ndarray | Tensor]) -> None:
         for number, waveform in enumerate(waveforms):
+            if np.ndim(waveform) != 1:
+                raise ValueError(
+                    f"waveform {number} of the batch: shape {tuple(np.shape(waveform))}, expected (T,): one "
+                    "channel a waveform"
+                )
             if len(waveform) < self.receptive_field:
                 raise ValueError(
                     f"waveform {number} of the batch: {len(waveform)} samples; the encoder needs at least "
@@ -380,7 +422,7 @@ class Encoder(nn.Module):
         self._check_lengths(waveforms)
         batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
         for number, waveform in enumerate(waveforms):
-            row = torch.as_tensor(waveform, dtype=torch.float32)
+            row = torch.as_tensor(_array(waveform))
             if self.normalize:
                 row = functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS)
             batch[number, : len(row)] = row

@@ -16,9 +16,11 @@ from speechgpt.data.rows import Utterance
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import WINDOW_SECONDS, open_long_audio, window_features
 
-# Audio encoded at a time: on a CPU what caches and memory like, on a GPU 32,000 frames, whose products are
-# large enough, while 2 GB hold what the first convolution makes of them.
+# Audio given to the encoder at a time, which divides it where it must pad (units/padding.py): on a CPU what
+# caches and memory like, on a GPU 32,000 frames, whose products are large enough, while 2 GB hold what the
+# first convolution makes of them in half precision.
 BATCH_SECONDS = {"cpu": 60.0, "cuda": 640.0}
+NOT_FINITE = "features that are no finite numbers; look for samples or weights that are none"
 AHEAD = 3  # batches decoded while one is encoded
 
 Fetch = Callable[[], list[np.ndarray] | None]
@@ -26,18 +28,6 @@ Fetch = Callable[[], list[np.ndarray] | None]
 # returns waits for them, and gives None where half precision did not hold the features.
 Handle = Callable[[Tensor, list[int], list[Utterance]], Fetch]
 Encoded = tuple[Utterance, np.ndarray | None, str]  # row, result, or None and why not
-
-
-def length_batches(seconds: Sequence[float], budget: float) -> list[list[int]]:
-    """Indices in batches of like lengths, longest first; each batch, padded, is `budget` seconds at most."""
-    batches: list[list[int]] = []
-    longest = 0.0
-    for index in sorted(range(len(seconds)), key=lambda i: (-seconds[i], i)):
-        if not batches or longest * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-            longest = seconds[index]
-        batches[-1].append(index)
-    return batches
 
 
 def budget_batches(rows: Sequence[Utterance], budget: float) -> Iterator[list[Utterance]]:
@@ -131,7 +121,7 @@ def _start(
         if fetched is None:
             fetched = encode("float32")()
         if fetched is None:
-            raise ValueError(f"{manifest}: features that are no finite numbers, at {rows[0].id} or after it")
+            raise ValueError(f"{manifest}, at {rows[0].id} or after it: {NOT_FINITE}")
         results, found = iter(fetched), []
         for row, waveform in batch:
             if isinstance(waveform, str):
@@ -149,9 +139,14 @@ def _encode_long(
     encoder: Encoder, manifest: str | Path, row: Utterance, layer: int, handle: Handle
 ) -> Encoded:
     """A file that goes in windows, in float32."""
+    found = []
     try:
         with open_long_audio(row.audio(manifest), encoder.sample_rate) as waveform:
-            pieces = window_features(encoder, waveform, layer)
-            return row, np.concatenate([handle(piece, [len(piece)], [row])()[0] for piece in pieces]), ""
+            for piece in window_features(encoder, waveform, layer):
+                fetched = handle(piece, [len(piece)], [row])()
+                if fetched is None:
+                    raise ValueError(f"{row.id}, {row.audio(manifest)}: {NOT_FINITE}")
+                found += fetched
+        return row, np.concatenate(found), ""
     except ValueError as error:
         return row, None, str(error)

@@ -136,9 +136,10 @@ class HalfHubert:
         count = (place.lengths - kernel) // stride + 1  # B, windows of each row
         slot = torch.arange(packing.total_slots, device=waveform.device) - place.starts[place.row_of_slot]
         window = slot[:, None] * per_slot + torch.arange(per_slot, device=waveform.device)  # slots M
-        valid = (window < count[place.row_of_slot][:, None]).float()[..., None]
+        valid = (window < count[place.row_of_slot][:, None])[..., None]
         seen = waveform.as_strided((packing.total_slots, per_slot, kernel), (packing.hop, stride, 1))
-        seen = (seen * valid).double()  # slots M kernel
+        # Chosen, not multiplied: windows past a row's end see the next row, whose samples may not be finite.
+        seen = torch.where(valid, seen, 0.0).double()  # slots M kernel
         sums = torch.cat([seen.sum(1), (seen.transpose(1, 2) @ seen).flatten(1)], dim=1)
         sums = place.of_rows(sums) / count[:, None]  # B kernel + kernel * kernel
         mean, square = sums[:, :kernel], sums[:, kernel:].unflatten(1, (kernel, kernel))

@@ -1,5 +1,6 @@
 """Which kernels half-precision HuBERT runs on: Triton's and cuDNN's on a GPU, plain torch elsewhere."""
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,6 +9,27 @@ from types import ModuleType
 import torch
 
 from speechgpt.units import plain_kernels
+
+CAPABILITY = (8, 0)  # CUDA devices from here on have what attention over rows laid end to end runs on
+
+
+def half_refusal(device: torch.device, batch_norm: bool = False) -> str:
+    """Why a CUDA device cannot run half-precision HuBERT; empty when it can. Runs each kernel once.
+
+    batch_norm: the encoder has `conv_pos_batch_norm`, for which there is no half precision.
+    """
+    if batch_norm:
+        return "the encoder has conv_pos_batch_norm"
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITY:
+        return "compute capability {}.{}, needed is {}.{}".format(*found, *CAPABILITY)
+    try:
+        from torch.nn.attention import varlen  # noqa: F401  # newer than the rest of what is used of torch
+
+        gpu_kernels().probe(device)
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return "the kernels for it cannot be used: " + " ".join(str(error).split())[:300]
+    return ""
 
 
 def gpu_kernels() -> ModuleType:

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from speechgpt.units.audio_pool import IGNORED, AudioPool
 from speechgpt.units.codebook import fit_kmeans
 from speechgpt.units.encode import UnitEncoder
-from speechgpt.units.extraction import BATCH_SECONDS, length_batches
+from speechgpt.units.extraction import BATCH_SECONDS
+from speechgpt.units.padding import length_batches
 from speechgpt.units.phones import PHONES, phone_labels
 
 # HuBERT's first iteration: k-means with 100 clusters on 13 MFCCs with first and second differences

@@ -25,7 +25,8 @@ class Packing:
         self.starts = self.slots.cumsum() - self.slots  # B, in hops
         self.total_slots, self.total_frames = int(self.slots.sum()), int(self.frames.sum())
         self.edges = np.concatenate([[0], self.frames.cumsum()])  # B + 1, among the frames that are read
-        spaced = -(-(self.frames + gap) // block) * block  # B
+        # The gap follows a row's last whole block: all of that is made from what lies near it.
+        spaced = -(-(-(-self.frames // block) * block + gap) // block) * block  # B
         self.spaced_total = int(spaced.sum())
         self._spaced_starts = spaced.cumsum() - spaced
 

@@ -1,7 +1,10 @@
 """Manifests become unit rows: in order, once each, whatever is killed, sharded or unreadable."""
 
 import json
+import subprocess
 import tracemalloc
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +14,11 @@ from speechgpt.data.audio import write_wav
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.rows import Utterance, read_manifest, read_units, write_manifest
 from speechgpt.units import encode as module
-from speechgpt.units import extraction
+from speechgpt.units import extraction, half_kernels
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.dedup import deduplicate, expand
 from speechgpt.units.encode import UnitEncoder, encode_manifest, parse_shard
-from speechgpt.units.extraction import length_batches
+from speechgpt.units.padding import length_batches
 
 from .conftest import GROUP, make_encoder, noise
 
@@ -130,6 +133,25 @@ def test_unreadable_files_go_to_a_file_with_the_reason(units, corpus, tmp_path):
     write_manifest(corpus, rows)
     encode_manifest(units, corpus, out)
     assert not rejects.exists()
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["failed", "killed"])
+def test_repaired_files_of_every_part_are_tried_again(units, corpus, tmp_path, monkeypatch, killed):
+    """Also those of earlier parts, whose bad file was tolerated when the run ended at a later one."""
+    straight, out = tmp_path / "straight.jsonl", tmp_path / "units.jsonl"
+    encode_manifest(units, corpus, straight)
+    good = {index: (tmp_path / f"audio/{index}.wav").read_bytes() for index in (0, 13)}
+    for index in good:
+        (tmp_path / f"audio/{index}.wav").write_text("no audio")
+    with monkeypatch.context() as patch:
+        if killed:
+            patch.setattr(module, "_write_rejects", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception if killed else ValueError):
+            encode_manifest(units, corpus, out, part_seconds=2, max_bad=1)
+    for index, content in good.items():
+        (tmp_path / f"audio/{index}.wav").write_bytes(content)
+    assert encode_manifest(units, corpus, out, part_seconds=2, max_bad=1) == 14
+    assert out.read_bytes() == straight.read_bytes() and not (tmp_path / "units.jsonl.rejects.jsonl").exists()
 
 
 def test_long_rows_of_a_manifest_go_in_windows(units, corpus, tmp_path, monkeypatch):
@@ -253,3 +275,73 @@ def test_precisions_are_those_of_the_device(units):
     assert (exact == small).mean() > 0.8
     with pytest.raises(ValueError, match="precision float16 on cpu: expected one of float32, int8"):
         units.use("float16")
+
+
+@pytest.fixture
+def gpu(units, monkeypatch):
+    """As if the encoder lay on a GPU of capability 8.0 whose kernels run."""
+    kernels = SimpleNamespace(probe=lambda device: None)
+    monkeypatch.setattr(type(units.encoder), "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(half_kernels, "gpu_kernels", lambda: kernels)
+    return kernels
+
+
+def test_auto_is_half_precision_on_a_gpu_that_can(units, gpu, caplog):
+    assert units.use("auto").precision == "float16" and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("No module named 'triton'"),
+        RuntimeError("Failed to find C compiler"),
+        OSError("no gcc"),
+        subprocess.CalledProcessError(1, "gcc"),
+    ],
+)
+def test_auto_is_float32_where_the_kernels_do_not_run(units, gpu, caplog, error):
+    def probe(device):
+        raise error
+
+    gpu.probe = probe
+    assert units.use("auto").precision == "float32"
+    assert [str(error) in record.message for record in caplog.records] == [True]
+
+
+def test_auto_is_float32_on_an_old_gpu_and_for_positions_with_a_batch_norm(units, gpu, caplog, monkeypatch):
+    units.encoder.config = replace(units.encoder.config, conv_pos_batch_norm=True)
+    assert units.use("auto").precision == "float32"
+    units.encoder.config = replace(units.encoder.config, conv_pos_batch_norm=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert units.use("auto").precision == "float32"
+    first, second = (record.message for record in caplog.records)
+    assert "conv_pos_batch_norm" in first and "capability 7.5, needed is 8.0" in second
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_waveform_that_is_not_finite_is_named(units, value):
+    waveforms = [noise(samples, samples) for samples in (4000, 5000, 20_000)]
+    for index in (1, 2):
+        bad = [w.copy() for w in waveforms]
+        bad[index][1000] = value
+        units.window_seconds = 1.0  # the last one goes in windows
+        with pytest.raises(ValueError, match=f"^waveform {index}: features that are no finite numbers"):
+            units.encode(bad)
+
+
+def test_one_long_file_whose_features_are_not_finite_does_not_end_the_run(
+    units, corpus, tmp_path, monkeypatch
+):
+    plain = extraction.window_features
+
+    def features(encoder, waveform, layer):
+        for piece in plain(encoder, waveform, layer):
+            yield piece * (np.inf if len(waveform) > 32_000 else 1)  # of the last row alone
+
+    monkeypatch.setattr(extraction, "WINDOW_SECONDS", 1.0)
+    monkeypatch.setattr(extraction, "window_features", features)
+    assert encode_manifest(units, corpus, tmp_path / "units.jsonl", max_bad=1) == 13
+    ((_, reject),) = read_jsonl(tmp_path / "units.jsonl.rejects.jsonl")
+    assert reject["id"] == "row13" and "row13" in reject["reason"] and "no finite numbers" in reject["reason"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from speechgpt.units import encoder as module
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.windows import window_features
 
@@ -163,3 +164,70 @@ def test_loading_draws_no_weights():
     assert torch.equal(torch.random.get_rng_state(), before)
     nn.Linear(6, 7)
     assert not torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_rows_are_padded_each_forward_stays_within_the_budget(dtype, monkeypatch):
+    """One long row among many short ones: padded together they would be 18 s; in order, and as when alone."""
+    encoder, seen = make_encoder(GROUP).to(dtype), []
+    monkeypatch.setattr(encoder, "plan_for", lambda *_: None)  # as on CUDA in float32
+    waveforms = [noise(1600 + 320 * n, n) for n in range(5)] + [noise(32_000, 9)] + [noise(2000, 7)] * 3
+    alone = [encoder.features([w], 2)[0] for w in waveforms]
+    plain = encoder.convolve
+
+    def convolve(batch, *given):
+        seen.append(batch.numel() / encoder.sample_rate)
+        return plain(batch, *given)
+
+    monkeypatch.setattr(encoder, "convolve", convolve)
+    monkeypatch.setitem(module.PADDED_SECONDS, "cpu", 2.5)
+    together = encoder.features(waveforms, 2)
+    assert max(seen) <= 2.5 and 1 < len(seen) < len(waveforms)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0)
+
+
+def test_an_encoder_made_in_inference_mode_gives_the_same_features():
+    with torch.inference_mode():
+        encoder = make_encoder(GROUP)
+        inside = encoder.features([noise(999)], 2)
+    torch.testing.assert_close(encoder.features([noise(999)], 2), inside)
+    torch.testing.assert_close(make_encoder(GROUP).features([noise(999)], 2), inside)
+
+
+@pytest.mark.parametrize(
+    "forget", [Encoder.forget_plan, lambda encoder: encoder.train().eval(), Encoder.eval]
+)
+def test_edits_that_torch_does_not_count_are_seen_after_forgetting_the_plan(forget):
+    encoder, changed = make_encoder(GROUP), make_encoder(GROUP, seed=1)
+    before = encoder.features([noise(999)], 2)[0]
+    for mine, other in zip(encoder.parameters(), changed.parameters(), strict=True):
+        mine.data.copy_(other.data)
+    forget(encoder)
+    after = encoder.features([noise(999)], 2)[0]
+    torch.testing.assert_close(after, changed.features([noise(999)], 2)[0])
+    assert not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu:1", "gpu"])
+def test_other_devices_are_errors_that_say_what_is_expected(name):
+    with pytest.raises(ValueError, match=f"device {name}: expected auto, cpu or cuda"):
+        module.choose_device(name)
+    assert module.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="the encoder is on mps: expected one of cpu, cuda"):
+        module.check_precision("float32", "mps")
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_waveforms_are_tensors_or_arrays_of_one_dimension(planned, monkeypatch):
+    encoder = make_encoder(GROUP)
+    if not planned:
+        monkeypatch.setattr(encoder, "plan_for", lambda *_: None)
+    for shape in ((2, 800), (800, 1), ()):
+        for waveform in (np.zeros(shape, np.float32), torch.zeros(shape)):
+            with pytest.raises(ValueError, match=r"waveform 1 of the batch: shape \(.*\), expected \(T,\)"):
+                encoder.features([noise(800), waveform], 1)
+    waveform = torch.from_numpy(noise(999)).bfloat16()
+    expected = encoder.features([waveform.float().numpy()], 2)[0]
+    for given in (waveform, waveform.double(), waveform.float().requires_grad_(), waveform.double().numpy()):
+        torch.testing.assert_close(encoder.features([given], 2)[0], expected)

@@ -134,7 +134,8 @@ def test_rows_are_laid_at_whole_frames():
     packing = Packing([800, 400, 641], [2, 1, 1], 320, gap=4, block=8)
     assert packing.starts.tolist() == [0, 3, 5] and packing.total_slots == 8
     assert packing.frame_index().tolist() == [0, 1, 3, 5]
-    assert packing.spaced_index().tolist() == [0, 1, 8, 16] and packing.spaced_total == 24
+    # What makes frames 0 to 7 sees up to frame 10, and its product with zero weights must be a zero.
+    assert packing.spaced_index().tolist() == [0, 1, 16, 32] and packing.spaced_total == 48
     assert packing.row_of_slot().tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     assert [part.tolist() for part in packing.pieces()] == [[3, 2, 3], [1, 1, 1]]
     out = np.full(8 * 320, 9, np.float32)
@@ -155,6 +156,7 @@ def test_long_rows_are_summed_in_pieces():
 INTERPRETED = """
 import torch
 from speechgpt.units import plain_kernels, triton_kernels
+from triton.runtime.errors import OutOfResources
 torch.manual_seed(0)
 wave, taps = torch.randn(4 * 80 + 10), torch.randn(10, 40)
 scale, shift, owner = torch.rand(2, 40), torch.randn(2, 40), torch.tensor([0, 0, 1, 1])
@@ -173,7 +175,15 @@ for gelu, more in ((False, added), (True, None)):
     a, b = (m.norm(rows, more, torch.ones(40), torch.ones(40), 1e-5, gelu)
             for m in (plain_kernels, triton_kernels))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-print("equal")
+triton_kernels.probe(torch.device("cpu"))
+def large(*given):
+    raise OutOfResources(147456, 101376, "shared memory")
+triton_kernels.convolution = large
+try:
+    triton_kernels.probe(torch.device("cpu"))
+except RuntimeError as error:
+    assert "shared memory" in str(error)
+    print("equal")
 """
 
 
@@ -200,3 +210,17 @@ def test_on_a_gpu(architecture, way):
 
 def test_kernels_need_no_triton_on_a_cpu():
     assert Kernels.of(torch.device("cpu")) == Kernels()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("architecture", [GROUP, LAYER], ids=["group", "layer"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_row_that_is_not_finite_leaves_its_neighbours_alone(architecture, normalize, value):
+    encoder = make_encoder(architecture, normalize)
+    for samples in (8000, 8100, 8319, 8320):  # where a row ends within a hop and within a block of frames
+        waveforms = [noise(samples, seed) for seed in range(3)]
+        waveforms[1][[0, -1]] = value
+        for plan in (PackedHubert(encoder, 2), HalfHubert(encoder, 2, torch.float16)):
+            features, frames = plan(waveforms)
+            finite = [bool(row.isfinite().all()) for row in features.split(frames)]
+            assert finite == [True, False, True], (samples, plan)
