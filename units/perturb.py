@@ -125,7 +125,8 @@ def perturb_waveform(
     generator = torch.Generator().manual_seed(int.from_bytes(digest[8:], "big") >> 1)
     lengths = torch.tensor([len(faster)])
     rows = torch.from_numpy(faster)[None]  # 1 T'
-    sound = augment(rows, lengths, config.sound(babbling, bool(others)), generator, SAMPLE_RATE)[0].numpy()  # T'
+    wanted = config.sound(babbling, bool(others))
+    sound = augment(rows, lengths, wanted, generator, SAMPLE_RATE)[0].numpy()  # T'
     return sound * min(1.0, PEAK / max(float(np.abs(sound).max()), PEAK))
 
 
