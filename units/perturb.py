@@ -32,7 +32,7 @@ from speechgpt.units.revoice import RevoiceConfig
 from speechgpt.units.settings import text_hash
 
 CHUNK = 64  # copies: what a kill can cost each job
-VERSION = 2  # of the way in which copies are made: another one makes all anew
+VERSION = 3  # of the way in which copies are made: another one makes all anew
 PEAK = 0.99  # the loudest that a file may be
 SPLIT = "train"  # held-out recordings stay as they were made
 LIMITS = (0.5, 2.0)  # of speeds
@@ -94,12 +94,15 @@ class PerturbConfig:
         """Copies of each recording of a corpus."""
         return self.copies.get(corpus, 0) if isinstance(self.copies, dict) else self.copies
 
-    def sound(self, babbling: bool = False) -> AugmentConfig:
-        """Where other recordings babble there is no other noise."""
+    def sound(self, babbling: bool = False, others: bool = False) -> AugmentConfig:
+        """Where other recordings babble there is no other noise; in all, `noise_chance` are noisy."""
         given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         given = {k: v for k, v in given.items() if k not in ("copies", "speed", "trim", "babble_share")}
         given["revoice"] = RevoiceConfig(**self.revoice)
-        return AugmentConfig(**given | ({"noise_chance": 0.0} if babbling else {}))
+        share = self.babble_share if others else 0.0
+        silent = 1 - self.noise_chance * share  # the chance that nobody babbles
+        left = self.noise_chance * (1 - share) / silent if silent and not babbling else 0.0
+        return AugmentConfig(**given | {"noise_chance": left})
 
 
 def perturb_waveform(
@@ -122,7 +125,8 @@ def perturb_waveform(
     generator = torch.Generator().manual_seed(int.from_bytes(digest[8:], "big") >> 1)
     lengths = torch.tensor([len(faster)])
     rows = torch.from_numpy(faster)[None]  # 1 T'
-    sound = augment(rows, lengths, config.sound(babbling), generator, SAMPLE_RATE)[0].numpy()  # T'
+    wanted = config.sound(babbling, bool(others))
+    sound = augment(rows, lengths, wanted, generator, SAMPLE_RATE)[0].numpy()  # T'
     return sound * min(1.0, PEAK / max(float(np.abs(sound).max()), PEAK))
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from speechgpt.data import espeak, festival
 from speechgpt.data.audio import SAMPLE_RATE
+from speechgpt.data.rows import read_manifest
 from speechgpt.data.speaking import ARPABET, speak
-from speechgpt.data.voices import VOICES
+from speechgpt.data.synthesize import Sentence, synthesize
+from speechgpt.data.voices import ESPEAK_ACCENTS, VOICES
 
 VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
 RATE = 1000  # of the made-up events: a sample is a millisecond
@@ -37,9 +39,8 @@ def test_signs_that_are_no_phones_join_the_one_before():
     assert espeak.phones(begun, 400, RATE, "en-us") == [["S", 0.15], ["IY", 0.2], ["SIL", 0.4]]
 
 
-def test_an_unknown_phoneme_is_an_error():
-    with pytest.raises(ValueError, match="unknown phoneme 'qq'"):
-        espeak.phones([("qq", 0)], 100, RATE, "en-us")
+def test_an_unknown_phoneme_leaves_no_phones():
+    assert espeak.phones([("s", LEAD), ("qq", 50 + LEAD)], 100, RATE, "en-us") == []
 
 
 def test_a_syllabic_consonant_of_festival_is_two_phones():
@@ -67,6 +68,26 @@ def test_espeak_speaks_with_phones(tmp_path):
     assert len(low) != len(other)
     with pytest.raises(ValueError, match="no voice 'xx-none'"):
         espeak.library().speak("hello", "xx-none", 160, 0)
+
+
+@ESPEAK
+@pytest.mark.parametrize("accent", ESPEAK_ACCENTS)
+def test_espeak_speaks_borrowed_sounds_with_phones(accent, tmp_path):
+    sounds = {"Bach": "K", "loch": "K", "Lochness": "K", "blech": "K", "Gogh": "", "Llanelli": "L"}
+    for text, sound in (sounds | {"croissant": "AA"}).items():
+        waveform, phones = speak(text, VOICES[f"espeak-{accent}-f2"], tmp_path)
+        assert {phone for phone, _ in phones} <= {*ARPABET, "SIL"}
+        assert phones[-1][1] == pytest.approx(len(waveform) / SAMPLE_RATE, abs=1e-3)
+        assert not sound or sound in [phone for phone, _ in phones]
+
+
+@ESPEAK
+def test_espeak_speaks_what_has_no_phone(tmp_path, monkeypatch):
+    monkeypatch.delitem(espeak._CONSONANTS, "x")
+    sentence = Sentence("bach", "Play Bach.", "espeak-us-f2")
+    assert synthesize([sentence], tmp_path, jobs=1) == 1
+    (row,) = read_manifest(tmp_path / "manifest.jsonl")
+    assert row.phones == [] and row.seconds > 0.3 and row.audio(tmp_path / "manifest.jsonl").exists()
 
 
 @needs("ked_diphone")

@@ -220,6 +220,15 @@ def test_others_talk_in_the_background_as_loud_as_was_drawn():
     assert np.corrcoef(mixed, voice)[0, 1] > 0.9
 
 
+def test_as_many_copies_are_noisy_as_was_asked_with_and_without_babble():
+    tone = 0.1 * np.sin(np.arange(4000) / 5).astype(np.float32)
+    config = PerturbConfig({"a": 1}, (1.0, 1.0), noise_chance=0.5, babble_share=0.8, snr_db=(10, 10))
+    for others in ([], [np.ones(500, np.float32)]):
+        copies = [perturb_waveform(tone, config, 1, str(n), others) for n in range(400)]
+        noisy = sum(np.abs(copy - tone).max() > 0.01 for copy in copies)
+        assert 160 < noisy < 240  # 200, within four standard deviations; full chances for both give 280
+
+
 def test_settings_that_cannot_be_are_refused():
     for wrong in ({"trim": {"a": 0.6}}, {"revoice": {"loud": 1}}, {"revoice": {"chance": 3}}):
         with pytest.raises(ValueError, match="trim|revoice|chance"):
