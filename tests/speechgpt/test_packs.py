@@ -346,7 +346,7 @@ def test_a_compiled_model_learns_on_a_gpu_what_an_eager_one_does_from_padded_bat
             results.append(loss_and_gradients(model, batch))
     (exact, wanted), (padded_loss, padded), (found, gradients) = results
     assert found == pytest.approx(exact, rel=0.005) and padded_loss == pytest.approx(exact, rel=0.005)
-    # Rounding falls on single tensors as it likes, so it is compared over all of them; a row that sees another
+    # Rounding falls on single tensors as it likes, so all of them are compared; a row that sees another
     # one's tokens, or a lost row, changes every tensor by its own size.
     errors = {
         name: ((padded[name] - g).norm().item(), (gradients[name] - g).norm().item(), g.norm().item())
