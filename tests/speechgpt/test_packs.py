@@ -346,7 +346,13 @@ def test_a_compiled_model_learns_on_a_gpu_what_an_eager_one_does_from_padded_bat
             results.append(loss_and_gradients(model, batch))
     (exact, wanted), (padded_loss, padded), (found, gradients) = results
     assert found == pytest.approx(exact, rel=0.005) and padded_loss == pytest.approx(exact, rel=0.005)
-    for name, gradient in wanted.items():
-        usual = (padded[name] - gradient).norm()
-        assert usual < 0.1 * gradient.norm(), name
-        assert (gradients[name] - gradient).norm() < 1.25 * usual, name
+    # Rounding falls on single tensors as it likes, so all of them are compared; a row that sees another
+    # one's tokens, or a lost row, changes every tensor by its own size.
+    errors = {
+        name: ((padded[name] - g).norm().item(), (gradients[name] - g).norm().item(), g.norm().item())
+        for name, g in wanted.items()
+    }
+    usual, ours, size = (sum(error[i] ** 2 for error in errors.values()) ** 0.5 for i in range(3))
+    assert usual < 0.1 * size and ours < 1.25 * usual, (usual, ours, size)
+    far = {name: error for name, error in errors.items() if error[1] > max(2 * error[0], 0.05 * error[2])}
+    assert not far, far
