@@ -114,19 +114,19 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds beside the released way: work/bench/; DEVICE=cuda, ONLY="words"
 	$(SPEECHGPT) bench --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE)) $(if $(ONLY),--only $(ONLY)) --out work/bench
 
-# The encoder is trained by four processes and then, towards its codebook, by one and by two, the vocoder by two, the
-# language model by one and in its last round by two. With one GPU the encoder takes four times the steps and later twice as
-# many, and the vocoder and the last round hear half as much. MODEL_CARD.md says which steps the shipped weights lack.
+# The encoder is trained by four processes and then, towards its codebook, by one and by four, the vocoder by two, the
+# language model by one and in its last round by four. With one GPU the encoder takes four times the steps both times, and
+# the vocoder hears half and the last round a quarter as much. MODEL_CARD.md says which steps the shipped weights lack.
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
 	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
 	$(MAKE) --no-print-directory refined PRESET=mini TORCHRUN=
-	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 2",\
-	  VOICES_OPTIONS="--steps 7000" TORCHRUN=)
+	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
+	  VOICES_OPTIONS="--steps 18800" TORCHRUN=)
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory instruct PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory llm PRESET=mini TORCHRUN=
-	$(MAKE) --no-print-directory stage3 PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
+	$(MAKE) --no-print-directory stage3 PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 4)"
 	$(MAKE) --no-print-directory eval PRESET=mini TORCHRUN=
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes

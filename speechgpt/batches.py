@@ -205,25 +205,53 @@ class UnitNoise:
     first: int  # id of unit 0
     count: int  # K
 
+    def among(self, ids: np.ndarray) -> np.ndarray:
+        """ids (L,) to (L,) bool: which are units."""
+        return (ids >= self.first) & (ids < self.first + self.count)
+
     def apply(self, ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """ids (L,) with their loss mask (L,) to ids (L,)."""
-        heard = ~mask & (ids >= self.first) & (ids < self.first + self.count)
+        heard = ~mask & self.among(ids)
         wrong = heard & (rng.random(len(ids)) < self.share)
         return np.where(wrong, rng.integers(self.first, self.first + self.count, len(ids)), ids)
+
+
+@dataclass(frozen=True)
+class TextNoise:
+    """In rows that are heard, words that are written go wrong at random, without loss where they do: after a
+    misheard word of its own a model must go on, and answer, from what it hears, not from that word alone."""
+
+    share: float  # of the text tokens with loss
+    first: int  # the lowest id of text; below are the tokens that begin, end and fill rows
+    units: UnitNoise  # text ends where units begin
+
+    def apply(
+        self, ids: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """ids and their loss mask (L,) each to the same."""
+        if not (~mask & self.units.among(ids)).any():
+            return ids, mask
+        end = self.units.first
+        wrong = mask & (ids >= self.first) & (ids < end) & (rng.random(len(ids)) < self.share)
+        return np.where(wrong, rng.integers(self.first, end, len(ids)), ids), mask & ~wrong
 
 
 class NoisyRows(Dataset):
     """Rows by (epoch, row number), with noise drawn from these and the seed: a resumed run sees the same."""
 
-    def __init__(self, rows: TokenRows, noise: UnitNoise, seed: int):
-        self.rows, self.noise, self.seed = rows, noise, seed
+    def __init__(self, rows: TokenRows, noise: UnitNoise, seed: int, text: TextNoise | None = None):
+        self.rows, self.noise, self.seed, self.text = rows, noise, seed, text
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
         ids, mask, kind = self.rows[place[1]]
-        return self.noise.apply(ids, mask, np.random.default_rng([self.seed, *place])), mask, kind
+        rng = np.random.default_rng([self.seed, *place])
+        ids = self.noise.apply(ids, mask, rng)
+        if self.text is not None:
+            ids, mask = self.text.apply(ids, mask, rng)
+        return ids, mask, kind
 
 
 class EpochBatches(Sampler):

@@ -23,6 +23,7 @@ from speechgpt.batches import (
     EpochBatches,
     LengthBatches,
     NoisyRows,
+    TextNoise,
     TokenRows,
     UnitNoise,
     collate,
@@ -86,9 +87,12 @@ class StageTrainer(Trainer):
         else:
             per_batch = self.args.per_device_train_batch_size
             batches = LengthBatches(rows.lengths, per_batch, stage.batch_tokens, **place)
-        if stage.unit_noise:
-            noise = UnitNoise(stage.unit_noise, self.vocabulary.base_size, self.vocabulary.num_units)
-            rows, batches = NoisyRows(rows, noise, stage.seed), EpochBatches(batches)
+        if stage.unit_noise or stage.text_noise:
+            names = self.vocabulary
+            noise = UnitNoise(stage.unit_noise, names.base_size, names.num_units)
+            first = 1 + max(names.bos_id, names.eos_id)
+            text = TextNoise(stage.text_noise, first, noise) if stage.text_noise else None
+            rows, batches = NoisyRows(rows, noise, stage.seed, text), EpochBatches(batches)
         return self._loader(rows, batches, joined, self.args.dataloader_num_workers)
 
     def _loader(self, rows, batches, joined, workers: int) -> BatchLoader:

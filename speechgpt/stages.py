@@ -28,7 +28,7 @@ COSMETIC = (
 ).split()
 # Settings that came later, with the value that does what was done before there were any: a run that has this
 # value is the run that it was without the setting, and needs no second training.
-LATER = {"packed": False, "compiled": False}
+LATER = {"packed": False, "compiled": False, "text_noise": 0.0}
 # Settings that this package decides itself.
 RESERVED = {
     "output_dir": "--out",
@@ -70,6 +70,9 @@ class StageConfig:
     mix: float | None = None  # share of the training rows drawn from the --mix files; null: all of their rows
     repeat: dict = field(default_factory=dict)  # kind of row -> times in an epoch (0.5: every other)
     unit_noise: float = 0.0  # share of the units heard (without loss) that are replaced at random in training
+    text_noise: float = (
+        0.0  # share of the text tokens, after heard units, that go wrong, without loss, in training
+    )
     dev_rows: int = 2000  # at most so many rows measure the dev loss
     dtype: str = "float32"  # of the weights in memory; bfloat16 only makes sense for a frozen base (LoRA)
     lora: dict = field(default_factory=dict)  # fields of LoraSettings; empty: all weights are trained
@@ -97,8 +100,9 @@ class StageConfig:
             wrong.append("compiled wants packed: padded batches have too many shapes")
         if self.mix is not None and not 0 <= self.mix < 1:
             wrong.append(f"mix is {self.mix}; expected a share from 0 to below 1")
-        if not 0 <= self.unit_noise < 1:
-            wrong.append(f"unit_noise is {self.unit_noise}; expected a share from 0 to below 1")
+        for name in ("unit_noise", "text_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                wrong.append(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             wrong.append(f"dtype is {self.dtype!r}; expected float32, bfloat16 or float16")
         known = [f.name for f in fields(LoraSettings)]

@@ -189,10 +189,11 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house
     later = [line for line in plan if line.startswith(("speechgpt units", "speechgpt assemble"))]
     assert later and all(f'--encoder "{third}"' in line for line in later)
     voices = next(line for line in encoders if line.endswith(third))
-    assert voices.startswith("torchrun --nproc_per_node 2") and f"--init {second}" in voices
+    assert voices.startswith("torchrun --nproc_per_node 4") and f"--init {second}" in voices
     (copies,) = {line for line in plan if "perturb-spoken.yaml --manifest" in line}
     assert "--manifest work/mini/all/spoken/manifest.jsonl --out work/mini/all/spoken/perturbed" in copies
     last_round = next(line for line in plan if "round.yaml --model work/mini/all/km256/llm" in line)
+    assert last_round.startswith("torchrun --nproc_per_node 4")
     assert "--mix work/mini/all/km256/instruct.jsonl --out work/mini/all/km256/round" in last_round
     assert any("assemble" in line and "--llm work/mini/all/km256/round" in line for line in later)
     stage3 = next(line for line in plan if "stage3.yaml --model" in line)

@@ -16,6 +16,7 @@ from speechgpt.batches import (
     EpochBatches,
     LengthBatches,
     NoisyRows,
+    TextNoise,
     TokenRows,
     UnitNoise,
     collate,
@@ -172,6 +173,28 @@ def test_collate_pads_on_the_right_and_puts_loss_on_the_mask_alone():
     assert (batch["labels"][1] == IGNORED).all()
 
 
+def test_text_noise_touches_words_after_heard_units_takes_their_loss_and_no_other():
+    # <s> units | words </s> and, without heard units, words | units
+    heard = np.array([1, *range(100, 140), *range(10, 60), 2])
+    said = np.array([1, *range(10, 60), *range(100, 140), 2])
+    mask = np.arange(92) > 40
+    units = UnitNoise(0.0, 100, 1000)
+    text = TextNoise(0.3, 3, units)
+    rows = NoisyRows(
+        TokenRows.join([(heard, mask, "asr"), (said, np.arange(92) > 50, "tts")]), units, 1, text
+    )
+    ids, left, _ = rows[0, 0]
+    lost = mask & ~left
+    assert 5 < lost.sum() < 28  # of 50, 15 on average
+    assert (ids != heard)[~lost].sum() == 0 and (ids != heard)[lost].sum() >= lost.sum() - 2
+    assert ids.min() >= 1 and (ids[lost] >= 3).all() and (ids[lost] < 100).all()
+    assert left[-1] and not lost[:41].any()  # the end stays, and has its loss
+    again, later = rows[0, 0][0], rows[1, 0][0]
+    assert (again == ids).all() and (later != ids).any()
+    ids, left, _ = rows[0, 1]
+    assert (ids == said).all() and (left == (np.arange(92) > 50)).all()
+
+
 def test_unit_noise_touches_only_units_that_are_heard_and_depends_on_epoch_and_row_alone():
     ids = np.concatenate([[1, 2], np.arange(100, 1100), [3], np.arange(100, 1100)])  # units are 100 to 1099
     mask = np.arange(len(ids)) > 1002
@@ -325,7 +348,7 @@ def test_a_wrong_config_is_one_clear_line(world, tmp_path, settings, message):
         (2, "instruct.jsonl", {"batch_tokens": 128, "unit_noise": 0.3}),
         (3, "chain.jsonl", {"lora": {"r": 2, "alpha": 4, "dropout": 0.1}, "max_length": 128}),
         (1, "units.jsonl", {"max_length": 9, "batch_tokens": 64, "packed": True}),
-        (2, "instruct.jsonl", {"batch_tokens": 96, "unit_noise": 0.3, "packed": True}),
+        (2, "instruct.jsonl", {"batch_tokens": 96, "unit_noise": 0.3, "text_noise": 0.2, "packed": True}),
     ],
 )
 def test_a_stage_runs_is_done_and_goes_on_after_a_kill(
