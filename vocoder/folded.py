@@ -1,8 +1,9 @@
 """The generator made for speaking: plain weights laid out channel-innermost, in place, without gradients.
 
-The same sums as `UnitVocoder.generate`, in another order. Channel-innermost convolutions come near the matrix
-rate of a CPU where those over (B, C, T) do not, and a GPU's tensor cores want that layout. (B, C, 1, T) in
-`channels_last` is (B, T, C) in memory; one-dimensional convolutions know no such layout.
+The same sums as `UnitVocoder.generate`, in another order, and on a CPU with fewer multiplications where that
+pays (`minimal_filter`). Channel-innermost convolutions come near the matrix rate of a CPU where those over
+(B, C, T) do not, and a GPU's tensor cores want that layout. (B, C, 1, T) in `channels_last` is (B, T, C) in
+memory; one-dimensional convolutions know no such layout.
 """
 
 from collections.abc import Callable
