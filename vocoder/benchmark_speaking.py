@@ -69,7 +69,7 @@ def multiplications(config: VocoderConfig) -> int:
 
 
 def _limit(machine: Machine, config: VocoderConfig, precision: str = "float32") -> float:
-    """Times real time at the machine's matrix rate."""
+    """Times real time at the machine's matrix rate, of the plain sums: fewer products can pass it."""
     second = 2 * multiplications(config) * config.sample_rate / config.hop  # FLOP
     return machine.matrix_flops(PRECISIONS[precision]) / second
 
