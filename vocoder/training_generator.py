@@ -159,7 +159,7 @@ class _Stage(torch.autograd.Function):
             grad.contiguous(), active, time, plain, plain, None, None, 1 / len(dilations), ctx.slope, longest
         )  # B S C
         number, total, sums, grads = len(saved), None, [None] * len(saved), [None] * len(saved)
-        for n, block in reversed(list(enumerate(dilations))):
+        for block in reversed(dilations):
             g, g_sums = whole, whole_sums
             for pair, dilation in reversed(list(enumerate(block))):
                 number -= 2

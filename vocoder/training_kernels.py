@@ -1,8 +1,8 @@
 """What stands between the generator's convolutions in training, forward and backward, one pass each.
 
-Activations are (B, S, C): S positions of a row, in the order of a `Grid`. A pass reads in one order, writes in
-another, and zeroes what is stored beyond a row's end, so that a dilated convolution becomes a dense one without
-a copy of its own. Sums are float32 in registers. `TRITON_INTERPRET=1` runs the same code on a CPU.
+Activations are (B, S, C): S positions of a row, in the order of a `Grid`. A pass reads in one order, writes
+in another, and zeroes what is stored beyond a row's end, so that a dilated convolution becomes a dense one
+without a copy of its own. Sums are float32 in registers. `TRITON_INTERPRET=1` runs the same code on a CPU.
 """
 
 import torch
@@ -51,7 +51,9 @@ def _join(
     tl.store(
         out + plain, sums.to(out.dtype.element_ty), mask=(t < stored)[:, None] & real & (out_wanted != 0)
     )
-    target = row * active_stored * channels + _place(t, active_dilation, rows)[:, None] * channels + c[None, :]
+    target = (
+        row * active_stored * channels + _place(t, active_dilation, rows)[:, None] * channels + c[None, :]
+    )
     sums = tl.where(sums >= 0, sums, sums * slope)
     tl.store(
         active + target,
@@ -94,7 +96,7 @@ def _last_gradient(
     grad, sound, x, weight, grad_x, sums, length, taps, slope,
     channels: tl.constexpr, block_c: tl.constexpr, block_t: tl.constexpr, block_k: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of tanh of the last convolution; `sums` gets a program's (block_k, C) and, behind, the bias's."""
+    """Through tanh and the last convolution; `sums` gets a program's (block_k, C), behind it the bias's."""
     row = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * block_t + tl.arange(0, block_t)
     c = tl.arange(0, block_c)
@@ -116,7 +118,11 @@ def _last_gradient(
         tl.store(sums + part + tap * channels + c, tl.sum(g[:, None] * leaky, 0), mask=c < channels)
     y = tl.load(sound + begin + t, mask=t < length, other=0.0)
     g = tl.load(grad + begin + t, mask=t < length, other=0.0) * (1.0 - y * y)
-    tl.store(sums + part + block_k * channels + c, tl.sum(g, 0) + tl.zeros((block_c,), tl.float32), mask=c < channels)
+    tl.store(
+        sums + part + block_k * channels + c,
+        tl.sum(g, 0) + tl.zeros((block_c,), tl.float32),
+        mask=c < channels,
+    )
     tl.store(grad_x + at, tl.where(a > 0, found, found * slope).to(grad_x.dtype.element_ty), mask=inside)
 
 

@@ -59,9 +59,9 @@ def split(
 ) -> tuple[Tensor, Tensor]:
     """`join` backwards: scale * (the gradient of what went into leaky ReLU) + residual + total.
 
-    grad and active, what came out of it, (B, S, C) in the order `grid`; residual and total in `plain`. Returns
-    (B, S, C) in the order `out_grid` and partial sums (P, C) float32 over its positions: a bias's gradient. P is
-    the same for all calls with the same `longest`, if that is as long as any of their orders.
+    grad and active, what came out of it, (B, S, C) in the order `grid`; residual and total in `plain`.
+    Returns (B, S, C) in the order `out_grid` and partial sums (P, C) float32 over its positions: a bias's
+    gradient. P is the same for all calls with the same `longest`, if that is as long as any of their orders.
     """
     if on_kernels(grad):
         from speechgpt.vocoder import training_kernels
@@ -77,7 +77,7 @@ def split(
 
 
 def last(x: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
-    """x (B, T, C), weight (k, C) and bias (1,) float32 -> (B, T) float32: tanh of the convolution of leaky x."""
+    """x (B, T, C), weight (k, C), bias (1,) -> (B, T) float32: tanh of the convolution of leaky x."""
     if on_kernels(x):
         from speechgpt.vocoder.triton_kernels import last_convolution
 

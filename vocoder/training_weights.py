@@ -20,7 +20,7 @@ ALIGNMENT = 64  # numbers: 128 bytes, where a weight may begin
 
 @dataclass(frozen=True)
 class Form:
-    """A weight (O, I, k) as `rows` * O outputs over rows of `rows` * I channels: (rows * O, rows * I, taps, 1)."""
+    """A weight (O, I, k) over rows of neighbours: (rows * O, rows * I, taps, 1)."""
 
     outputs: int
     inputs: int
