@@ -235,3 +235,36 @@ def test_on_a_gpu(name):
     assert max(found.values()) < 1e-4, {n: v for n, v in found.items() if v >= 1e-4}
     own, fast, waveform = half_errors(model, frames)
     assert 1e-4 < fast < 1.6 * own and waveform < 0.05, (own, fast, waveform)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_captured_pass_follows_the_weights(lanes):
+    model = made(CASES["published"][0]).cuda()
+    fast, units = TrainingGenerator(model, lanes), torch.randint(6, (4, 9), device="cuda")
+
+    def run() -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            waveform = fast(model.embed(units))
+        waveform.square().sum().backward()
+        return waveform.detach()
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(), run()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        waveform = run()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.95)
+    for _ in range(3):
+        graph.replay()
+    found = {name: g.clone() for name, g in grads.items()}
+    assert (run() - waveform).norm() < 1e-3 * waveform.norm()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert (parameter.grad - found[name]).norm() < 0.05 * found[name].norm(), name
