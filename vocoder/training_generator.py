@@ -6,6 +6,10 @@ backward a convolution (`training_passes`). Only what the convolutions read is k
 leaky ReLU's sign is that of its output.
 """
 
+import logging
+import subprocess
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +21,8 @@ from speechgpt.vocoder.training_lanes import Lanes
 from speechgpt.vocoder.training_passes import join, last, last_gradient, split
 from speechgpt.vocoder.training_weights import Weights, rows_in
 
+logger = logging.getLogger(__name__)
+
 Block = list[int]  # the dilations of a residual block's pairs
 
 
@@ -24,6 +30,20 @@ def fits(model: UnitVocoder) -> bool:
     """Whether `TrainingGenerator` can do it: weight norm, odd kernels."""
     odd = all(k % 2 for k in model.config.resblock_kernels)
     return odd and all(parametrize.is_parametrized(c, "weight") for c in model._convolutions())
+
+
+def fast_generate(model: UnitVocoder) -> Callable[[Tensor], Tensor]:
+    """A `TrainingGenerator` on a GPU; `model.generate` where it does not fit, or Triton cannot compile."""
+    if model.device.type == "cuda" and fits(model):
+        try:
+            from speechgpt.vocoder.triton_kernels import probe
+
+            probe(model.device)
+            return TrainingGenerator(model)
+        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            reason = " ".join(str(error).split())[:300]
+            logger.warning("Triton's kernels cannot be used, cuDNN trains alone: %s", reason)
+    return model.generate
 
 
 class TrainingGenerator:

@@ -11,7 +11,7 @@ import torch
 
 from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
 from speechgpt.vocoder.settings import TrainConfig
-from speechgpt.vocoder.training_generator import TrainingGenerator
+from speechgpt.vocoder.training_generator import TrainingGenerator, fast_generate
 from speechgpt.vocoder.training_grid import Grid
 
 TINY = VocoderConfig(
@@ -126,6 +126,11 @@ def test_what_it_cannot_do():
         TrainingGenerator(UnitVocoder(TINY))
     with pytest.raises(ValueError, match="odd"):
         TrainingGenerator(UnitVocoder(replace(TINY, resblock_kernels=[3, 4])).add_weight_norm())
+
+
+def test_without_a_gpu_the_model_generates():
+    model = UnitVocoder(TINY).add_weight_norm()
+    assert fast_generate(model) == model.generate
 
 
 @pytest.mark.parametrize("grid", [Grid(7), Grid(7, 4), Grid(7, 1, 3), Grid(23, 4, 3), Grid(24, 4, 3)])
