@@ -237,7 +237,9 @@ def test_on_a_gpu(name):
         found = differences(model, frames)
     finally:
         torch.backends.cudnn.allow_tf32 = before
-    assert max(found.values()) < 1e-4, {n: v for n, v in found.items() if v >= 1e-4}
+    assert found["waveform"] < 1e-4
+    # cuDNN adds up in other orders: now and then a leaky ReLU's input falls on the other side of zero.
+    assert max(found.values()) < 1e-2, {n: v for n, v in found.items() if v >= 1e-2}
     own, fast, waveform = half_errors(model, frames)
     assert 1e-4 < fast < 1.6 * own and waveform < 0.05, (own, fast, waveform)
 
