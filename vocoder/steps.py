@@ -18,6 +18,7 @@ from speechgpt.vocoder.losses import (
 )
 from speechgpt.vocoder.pool import Batch
 from speechgpt.vocoder.settings import TrainConfig
+from speechgpt.vocoder.training_generator import fast_generate
 from speechgpt.vocoder.weight_norm import to_channels_last
 
 RECOMPILE_LIMIT = 64  # eight discriminators share one forward, each in three variants
@@ -55,6 +56,8 @@ class Steps:
         if on_cuda and config.compile:
             self._compile()
         capture, several = on_cuda and config.cuda_graphs, self.world > 1
+        if capture and config.precision == "bf16" and not config.compile:
+            self.generate = fast_generate(model)  # hundreds of launches: eager steps would wait for them
         self.warm_phases = Phases(
             [self._warm_backward, self._generator_update],
             capture,
