@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from speechgpt.cli import OK, complain, one_line
 from speechgpt.data.audio import read_audio
 from speechgpt.data.hub import named_path
-from speechgpt.devices import quick_start
 from speechgpt.events import Reply, Sound
+from speechgpt.quick_start import quick_start
 from speechgpt.turn_lines import TurnLines, one_row
 from speechgpt.wav_stream import Player, PlayerError, WavStream, to_standard_output
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, split
+from speechgpt.units.devices import on_device
 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
 COPIED = 1 << 28  # weights: larger models are not copied for quicker steps on a CPU
@@ -247,6 +248,7 @@ class CapturedSteps:
             self.step = BucketStep(decoder, cache, compiled=way == "compiled")
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = None
+        self._aside: torch.cuda.Stream | None = None
 
     def begin(self, place: int, pads: torch.Tensor | None) -> None:
         self.place = place
@@ -271,7 +273,8 @@ class CapturedSteps:
             self.step.place.add_(1)
             return self.step.logits
         if bucket not in self._graphs:
-            self._capture(bucket)
+            with on_device(self.step.token.device):
+                self._capture(bucket)
         self._graphs[bucket].replay()
         return self.step.logits
 
@@ -280,15 +283,16 @@ class CapturedSteps:
 
     def _capture(self, bucket: int) -> None:
         """The warm-up compiles and allocates; it writes what the replay will write at the same place."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        # One for all captures, which share a pool. Torch's own would be of the device that captured first.
+        self._aside = self._aside or torch.cuda.Stream()
+        self._aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._aside):
             for _ in range(2):
                 self._run(bucket)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         # Other threads (a vocoder's) may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._aside, capture_error_mode="thread_local"):
             self._run(bucket)
             self.step.place.add_(1)
         self._pool = self._pool or graph.pool()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from speechgpt.data.files import read_json
 from speechgpt.data.hub import ADAPTER, ENCODER, LLAMA, is_hub_name, model_folder, named_path
 from speechgpt.data.published import PREFIX
-from speechgpt.devices import choose_device
+from speechgpt.units.devices import choose_device
 
 if TYPE_CHECKING:
     from speechgpt.generate import Generator
@@ -180,7 +180,7 @@ def load_generator(
     elif lora is not None:
         lora = model_folder(lora, ADAPTER)
     weights = sum(p.stat().st_size for pattern in ("*.safetensors", "*.bin") for p in llm.glob(pattern))
-    dtype = "bfloat16" if weights > LARGE_WEIGHTS and device != "cpu" else "float32"
+    dtype = "bfloat16" if weights > LARGE_WEIGHTS and device.type != "cpu" else "float32"
     settings = Decoding.from_dict(decoding or {})
     with naming(*([llm, lora] if lora else [llm])):
         model, vocabulary = load_decoder(llm, dtype, lora, device)

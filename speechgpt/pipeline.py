@@ -15,10 +15,10 @@ import numpy as np
 from speechgpt.answers import Turn
 from speechgpt.data.audio import check_waveform, read_audio
 from speechgpt.data.text_normal import normalise
-from speechgpt.devices import choose_device
 from speechgpt.events import AnswerText, Clock, Event, HeardText, Reply, Sound
 from speechgpt.model_dir import ModelDir, find_model
 from speechgpt.prompts import History, Question
+from speechgpt.units.devices import choose_device
 
 if TYPE_CHECKING:
     from speechgpt.generate import Generator, Part
@@ -44,7 +44,7 @@ class SpeechGPT:
     ) -> None:
         """The flags say what to load now."""
         self.model_dir = model_dir
-        self.device = choose_device(device)
+        self.device = str(choose_device(device))
         wanted = {"encoder": encoder, "generator": llm, "synthesizer": vocoder}
         for name in (name for name, now in wanted.items() if now):
             getattr(self, name)

@@ -16,8 +16,9 @@ from speechgpt.data.audio import read_audio
 from speechgpt.data.measurement import Measurement, NotMeasuredError
 from speechgpt.data.rows import read_manifest
 from speechgpt.units.codebook import PUBLISHED_K, Codebook
+from speechgpt.units.devices import choose_device
 from speechgpt.units.encode import UnitEncoder, encode_manifest
-from speechgpt.units.encoder import HALF, Encoder, choose_device
+from speechgpt.units.encoder import HALF, Encoder
 from speechgpt.units.extraction import BATCH_SECONDS
 from speechgpt.units.growth import extraction_growth
 from speechgpt.units.half_hubert import HalfHubert

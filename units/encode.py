@@ -16,7 +16,8 @@ from speechgpt.data.files import write_json, write_jsonl
 from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
-from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
+from speechgpt.units.devices import choose_device, on_device
+from speechgpt.units.encoder import HALF, Encoder, check_precision
 from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, Fetch, encode_rows
 from speechgpt.units.half_kernels import half_refusal
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
@@ -158,9 +159,10 @@ class UnitEncoder:
         numbers = torch.cat([units, features.isfinite().all()[None].int()])
         done = None
         if numbers.is_cuda:
-            pinned = torch.empty(len(numbers), dtype=torch.int32, pin_memory=True)
-            numbers, done = pinned.copy_(numbers, non_blocking=True), torch.cuda.Event()
-            done.record()
+            with on_device(numbers.device):  # an event is of the current device's stream
+                pinned = torch.empty(len(numbers), dtype=torch.int32, pin_memory=True)
+                numbers, done = pinned.copy_(numbers, non_blocking=True), torch.cuda.Event()
+                done.record()
 
         def fetch() -> list[np.ndarray] | None:
             if done is not None:

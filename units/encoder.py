@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from speechgpt.data.files import atomic_path, write_json
 from speechgpt.data.hub import ENCODER, model_folder
+from speechgpt.units.devices import choose_device
 from speechgpt.units.encoder_files import (
     CONFIG_FILE,
     ENCODER_FILE,
@@ -48,24 +49,6 @@ _FINGERPRINTED = (
     "num_conv_pos_embedding_groups",
     "num_conv_pos_embeddings",
 )
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The word auto is the first CUDA device if there is one, else the CPU.
-
-    Raises ValueError for other types of device, and for CUDA where there is none.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device}: expected auto, cpu or cuda") from error
-    if found.type not in PRECISIONS:
-        raise ValueError(f"device {device}: expected auto, cpu or cuda; use --device cpu")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
-    return found
 
 
 def check_precision(precision: str, where: str) -> None:

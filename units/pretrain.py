@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.units.audio_pool import CropSampler
 from speechgpt.units.augment import augment
+from speechgpt.units.devices import choose_device
 from speechgpt.units.encode import UnitEncoder
-from speechgpt.units.encoder import Encoder, choose_device
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.kept_codebook import CODEBOOK_FILE, check_kept, kept_heads
 from speechgpt.units.masked_prediction import MaskedPrediction, describe, draw_mask, normalize_rows
 from speechgpt.units.pretrain_config import WATCHING, PretrainConfig

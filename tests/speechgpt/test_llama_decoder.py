@@ -322,6 +322,17 @@ print("equal")
     assert run_python(code, TRITON_INTERPRET="1").strip() == "equal"
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("fast", ["graph", "kernels"])
+def test_a_second_gpu_decodes_as_the_first(fast):
+    found = []
+    for number in (0, 1, 0):  # captures on one follow those on the other
+        decoder = LlamaDecoder.of_model(llama()).to(f"cuda:{number}")
+        found.append(greedy(Engine(decoder, fast), [1, 2, 3], 60))
+        assert torch.cuda.current_device() == 0
+    assert found[0] == found[1] == found[2]
+
+
 def test_loading_to_generate_imports_no_transformers():
     code = """
 import sys
