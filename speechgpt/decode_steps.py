@@ -4,8 +4,6 @@ A graph's launches cost the host nothing and its addresses stay, so tokens, plac
 What one bucket of positions was captured for serves every turn until the cache moves.
 """
 
-import logging
-import subprocess
 from collections.abc import Callable
 from functools import cache
 
@@ -14,13 +12,12 @@ from torch.nn import functional as F
 
 from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, split
 from speechgpt.units.devices import on_device
+from speechgpt.units.triton_works import triton_runs
 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
 COPIED = 1 << 28  # weights: larger models are not copied for quicker steps on a CPU
 FIRST_BUCKET = 256  # positions that the shortest graph attends to; each next one to twice as many
-KERNELS_NEED = (8, 0)  # compute capability: of what is older Triton promises nothing
-
-logger = logging.getLogger(__name__)
+WITHOUT_KERNELS = "steps are CUDA graphs of torch's own"
 
 
 def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
@@ -31,28 +28,15 @@ def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
         return "plain"
     if fast == "auto":
         width = decoder.sizes.width
-        fast = (
-            "kernels" if batch == 1 and not width & (width - 1) and _kernels_run(decoder.device) else "graph"
-        )
+        fits = batch == 1 and not width & (width - 1)
+        fast = "kernels" if fits and triton_runs(_probe, decoder.device, WITHOUT_KERNELS) else "graph"
     return "graph" if fast == "kernels" and batch > 1 else fast
 
 
-@cache
-def _kernels_run(device: torch.device) -> bool:
-    """Whether our kernels run there. Triton comes with torch, but the first launch needs a C compiler."""
-    found = torch.cuda.get_device_capability(device)
-    if found < KERNELS_NEED:
-        reason = "compute capability {}.{}, expected {}.{}".format(*found, *KERNELS_NEED)
-    else:
-        try:
-            from speechgpt.decode_kernels import probe
+def _probe(device: torch.device) -> None:
+    from speechgpt.decode_kernels import probe
 
-            probe(device)
-            return True
-        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            reason = " ".join(str(error).split())[:300]
-    logger.warning("Triton's kernels cannot be used, steps are CUDA graphs of torch's own: %s", reason)
-    return False
+    probe(device)
 
 
 class PlainSteps:

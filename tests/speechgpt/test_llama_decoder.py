@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from speechgpt.llama_decoder import Cache, LlamaDecoder
 from speechgpt.llama_sizes import LlamaSizes
 from speechgpt.model import load_decoder, load_llama, load_trained
 from speechgpt.model_dir import find_model, load_generator
+from speechgpt.units.triton_works import triton_runs
 
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 1e4},
@@ -239,11 +241,12 @@ def test_kernels_are_chosen_only_where_they_run(monkeypatch, caplog, capability,
     kernels.probe = probe
     monkeypatch.setitem(sys.modules, "speechgpt.decode_kernels", kernels)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    decode_steps._kernels_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    triton_runs.cache_clear()
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0), sizes=SimpleNamespace(width=64))
     with caplog.at_level(logging.WARNING):
         found = [best_way(on_gpu, batch) for batch in (1, 1, 2)]
-    decode_steps._kernels_run.cache_clear()
+    triton_runs.cache_clear()
     assert found == [way, way, "graph"]
     assert len(probed) == (capability >= (8, 0))
     reason = str(error) if error else "compute capability 7.5, expected 8.0"

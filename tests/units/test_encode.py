@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tracemalloc
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -283,6 +284,7 @@ def gpu(units, monkeypatch):
     kernels = SimpleNamespace(probe=lambda device: None)
     monkeypatch.setattr(type(units.encoder), "device", property(lambda _: torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(half_kernels, "gpu_kernels", lambda: kernels)
     return kernels
 
@@ -316,7 +318,7 @@ def test_auto_is_float32_on_an_old_gpu_and_for_positions_with_a_batch_norm(units
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert units.use("auto").precision == "float32"
     first, second = (record.message for record in caplog.records)
-    assert "conv_pos_batch_norm" in first and "capability 7.5, needed is 8.0" in second
+    assert "conv_pos_batch_norm" in first and "capability 7.5, expected 8.0" in second
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
