@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -246,7 +247,8 @@ def sample_features(
     keep = dict((row.id, share) for row, share in rows)
     chosen = [row for row in read_manifest(manifest) if row.id in keep]
     found: dict[str, np.ndarray] = {}
-    labels: dict[str, np.ndarray] = {}
+    labels: dict[str, list[np.ndarray]] = defaultdict(list)  # of each window; most files are in one piece
+    frames_before: Counter[str] = Counter()  # of a row's windows so far
     generator = torch.Generator().manual_seed(config.seed)
     place = (encoder.hop, encoder.receptive_field, encoder.sample_rate, config.states_per_phone)
 
@@ -255,7 +257,9 @@ def sample_features(
         kept = features[torch.cat(masks).to(features.device)].float().cpu().numpy()
         for row, mask in zip(batch, masks, strict=True):
             phones = row.phones if config.method == "phones" else []
-            labels[row.id] = phone_labels(phones, len(mask), *place)[mask.numpy()]
+            start = frames_before[row.id]
+            frames_before[row.id] = end = start + len(mask)
+            labels[row.id].append(phone_labels(phones, end, *place)[start:][mask.numpy()])
         parts = np.split(kept, np.cumsum([int(m.sum()) for m in masks])[:-1])
         return lambda: parts
 
@@ -270,7 +274,7 @@ def sample_features(
         else:
             found[row.id] = part
     order = [row.id for row in chosen if row.id in found]
-    return np.concatenate([found[i] for i in order]), np.concatenate([labels[i] for i in order])
+    return np.concatenate([found[i] for i in order]), np.concatenate([p for i in order for p in labels[i]])
 
 
 def fit_codebook(

@@ -1,6 +1,7 @@
 """Centroids come from real features, know their encoder, and are assigned by distance."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import yaml
 
 from speechgpt.data.rows import read_manifest, write_manifest
 from speechgpt.units import codebook as module
-from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook
+from speechgpt.units import extraction
+from speechgpt.units import windows as windows_module
+from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook, sample_features
 from speechgpt.units.prototypes import fit_prototypes, share_out
 
 from .conftest import GROUP, LAYER, make_encoder
@@ -95,6 +98,21 @@ def test_command_and_its_config(corpus, tmp_path, capsys):
     config.write_text("k: 4\nlayers: 2\n")
     with pytest.raises(ValueError, match="unknown setting layers; known here: k, .*missing setting layer"):
         CodebookConfig.load(config)
+
+
+def test_a_file_in_windows_keeps_the_phones_of_every_frame(corpus, monkeypatch):
+    """Labels are of the whole file's frames, not of the last window's, counted from its start."""
+    encoder, rows = make_encoder(GROUP), [row for row in read_manifest(corpus) if row.phones]
+    config = CodebookConfig(k=12, layer=2, method="phones", states_per_phone=1)
+    keep = [(row, 1.0) for row in rows]
+    features, labels = sample_features(encoder, corpus, keep, config)
+    monkeypatch.setattr(extraction, "WINDOW_SECONDS", 1.0)
+    windows = partial(windows_module.window_features, window_seconds=0.3)
+    monkeypatch.setattr(extraction, "window_features", windows)
+    found, same = sample_features(encoder, corpus, keep, config)
+    assert sum(row.seconds > 1 for row in rows) > 3 and len(set(labels)) == 4
+    assert np.array_equal(same, labels) and found.shape == features.shape
+    np.testing.assert_allclose(found, features, atol=1e-3)
 
 
 def test_prototypes_follow_the_phones_where_kmeans_follows_the_variance():
