@@ -18,7 +18,7 @@ from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
 from speechgpt.units.devices import choose_device, on_device
 from speechgpt.units.encoder import HALF, Encoder, check_precision
-from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, Fetch, encode_rows
+from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, OVERFLOWED, Fetch, encode_rows
 from speechgpt.units.half_kernels import half_refusal
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
 from speechgpt.units.padding import length_batches
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 # Audio between two files on disk: what a kill can lose. On a GPU it is seconds of work, so that the start and
 # the end of a part cost little.
 PART_SECONDS = {"cpu": 1200.0, "cuda": 36_000.0}
+NO_UNIT = -1  # of a frame whose features are not finite
+# Beside a part file: rows that could not be read, and rows that half precision did not hold.
+REJECTS_SUFFIX, OVERFLOWED_SUFFIX = ".rejects", ".overflowed"
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
 
 
@@ -116,15 +119,18 @@ class UnitEncoder:
         for batch in length_batches(lengths, budget):
             members = [short[i] for i in batch]
             given = [waveforms[i] for i in members]
-            results = self.start(*self.encoder.frames_of(given, self.layer, self.precision))()
-            if results is None:
-                results = self.start(*self.encoder.frames_of(given, self.layer))()
-            if results is None:
-                bad = [i for i in members if not np.isfinite(waveforms[i]).all()] or members
-                raise ValueError(f"waveform {', '.join(map(str, bad))}: {NOT_FINITE}")
-            for index, frames in zip(members, results, strict=True):
+            for index, frames in zip(members, self._frames_of(given, self.precision), strict=True):
                 found[index] = frames
+        if overflowed := [i for i in short if found[i] is None]:
+            for index in overflowed:
+                (found[index],) = self._frames_of([waveforms[index]], "float32")
+            if bad := [i for i in overflowed if found[i] is None]:
+                raise ValueError(f"waveform {', '.join(map(str, bad))}: {NOT_FINITE}")
+            logger.warning("%d of %d waveforms were %s", len(overflowed), len(waveforms), OVERFLOWED)
         return found
+
+    def _frames_of(self, waveforms: list[np.ndarray], precision: str) -> list[np.ndarray | None]:
+        return self.start(*self.encoder.frames_of(waveforms, self.layer, precision))()
 
     def encode_file(self, path: str | Path) -> np.ndarray:
         """An audio file of any length to frames (N,) int64, in bounded memory."""
@@ -140,10 +146,10 @@ class UnitEncoder:
         )
         found = []
         for piece in pieces:
-            units = self.start(piece, [len(piece)])()
+            (units,) = self.start(piece, [len(piece)])()
             if units is None:
                 raise ValueError(f"{name}: {NOT_FINITE}")
-            found += units
+            found.append(units)
         return np.concatenate(found)  # N
 
     def assign(self, features: list[Tensor], rows: object = None) -> list[np.ndarray]:
@@ -153,10 +159,10 @@ class UnitEncoder:
 
     def start(self, features: Tensor, frames: list[int], rows: object = None) -> Fetch:
         """Features (sum of N, D) of rows of N frames each; what it returns waits for the units (N,) int64 of
-        each, or for None where half precision did not hold the features."""
-        units = self.codebook.assign(features).int()
-        # Fetched together, so that the host waits once.
-        numbers = torch.cat([units, features.isfinite().all()[None].int()])
+        each, or for None in place of a row whose features are not all finite."""
+        units = self.codebook.assign(features)
+        # Told by what is fetched anyway, so that the host waits once.
+        numbers = torch.where(features.isfinite().all(-1), units, NO_UNIT).int()
         done = None
         if numbers.is_cuda:
             with on_device(numbers.device):  # an event is of the current device's stream
@@ -164,11 +170,11 @@ class UnitEncoder:
                 numbers, done = pinned.copy_(numbers, non_blocking=True), torch.cuda.Event()
                 done.record()
 
-        def fetch() -> list[np.ndarray] | None:
+        def fetch() -> list[np.ndarray | None]:
             if done is not None:
                 done.synchronize()
-            *found, finite = np.split(numbers.numpy().astype(np.int64), np.cumsum(frames))
-            return found if finite[0] else None
+            found = np.split(numbers.numpy().astype(np.int64), np.cumsum(frames)[:-1])
+            return [None if (row == NO_UNIT).any() else row for row in found]
 
         return fetch
 
@@ -188,7 +194,8 @@ def encode_manifest(
     Part files beside `out` hold what is done: after a kill the same call goes on with the next part, once the
     parts with files that could not be read were tried again. Such files go to `out`.rejects.jsonl with the
     reason; more than `max_bad` of them are an error.
-    What made the units stands in `out` with the suffix .provenance.json. Memory does not grow with the hours.
+    What made the units stands in `out` with the suffix .provenance.json, and how many rows half precision did
+    not hold, which are in float32. Memory does not grow with the hours.
     """
     part_seconds = part_seconds or PART_SECONDS[units.encoder.device.type]
     index, shards = shard
@@ -201,10 +208,10 @@ def encode_manifest(
     bad = 0
     for number, part in enumerate(manifest_parts(manifest, chosen, part_seconds)):
         path = folder / f"{number:06d}.jsonl"
-        rejects = path.with_suffix(".rejects")
+        rejects = path.with_suffix(REJECTS_SUFFIX)
         if not path.exists():
             label = f"units {number + 1}: "
-            write_jsonl(path, _encode_part(units, manifest, part, batch_seconds, workers, label, rejects))
+            write_jsonl(path, _encode_part(units, manifest, part, batch_seconds, workers, label, path))
         if rejects.exists():
             bad += len(rejects.read_bytes().splitlines())
         if bad > max_bad:
@@ -216,7 +223,11 @@ def encode_manifest(
             )
     written = join_files(sorted(folder.glob("*.jsonl")), out)
     _write_rejects(folder, out)
-    write_json(Path(out).with_suffix(".provenance.json"), _provenance(units) | {"rows": written, "key": key})
+    overflowed = sum(len(p.read_bytes().splitlines()) for p in folder.glob(f"*{OVERFLOWED_SUFFIX}"))
+    if overflowed:
+        logger.warning("%s: %d of %d rows were %s", out, overflowed, written, OVERFLOWED)
+    counts = {"rows": written, "rows_redone_in_float32": overflowed, "key": key}
+    write_json(Path(out).with_suffix(".provenance.json"), _provenance(units) | counts)
     shutil.rmtree(folder.parent)
     return written
 
@@ -254,11 +265,12 @@ def _encode_part(
     batch_seconds: float | None,
     workers: int | None,
     label: str,
-    rejects: Path,
+    path: Path,
 ) -> Iterator[dict]:
-    """Yields the part's unit rows; those that cannot be read are in `rejects` when it ends."""
-    bad = []
-    for row, frames, reason in encode_rows(
+    """Yields the part's unit rows, for `path`; when it ends, files beside it hold those that cannot be read
+    and those that half precision did not hold."""
+    bad, overflowed = [], []
+    for row, frames, note in encode_rows(
         units.encoder,
         manifest,
         rows,
@@ -270,13 +282,16 @@ def _encode_part(
         units.precision,
     ):
         if frames is None:
-            bad.append({"id": row.id, "path": row.path, "reason": reason})
+            bad.append({"id": row.id, "path": row.path, "reason": note})
+            continue
+        if note == OVERFLOWED:
+            overflowed.append({"id": row.id})
+        yield compact(unit_row(row, frames))
+    for suffix, noted in ((REJECTS_SUFFIX, bad), (OVERFLOWED_SUFFIX, overflowed)):
+        if noted:
+            write_jsonl(path.with_suffix(suffix), noted)
         else:
-            yield compact(unit_row(row, frames))
-    if bad:
-        write_jsonl(rejects, bad)
-    else:
-        rejects.unlink(missing_ok=True)
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def unit_row(row: Utterance, frames: np.ndarray) -> UnitRow:
@@ -289,7 +304,7 @@ def unit_row(row: Utterance, frames: np.ndarray) -> UnitRow:
 
 def _write_rejects(folder: Path, out: str | Path) -> None:
     path = Path(f"{out}.rejects.jsonl")
-    if rejects := sorted(folder.glob("*.rejects")):
+    if rejects := sorted(folder.glob(f"*{REJECTS_SUFFIX}")):
         join_files(rejects, path)
     else:
         path.unlink(missing_ok=True)
@@ -297,7 +312,7 @@ def _write_rejects(folder: Path, out: str | Path) -> None:
 
 def _forget_rejected(folder: Path) -> None:
     """Unlinks every part with files that could not be read: a repaired file is tried again."""
-    for rejects in folder.glob("*.rejects"):
+    for rejects in folder.glob(f"*{REJECTS_SUFFIX}"):
         rejects.with_suffix(".jsonl").unlink(missing_ok=True)
         rejects.unlink()
 

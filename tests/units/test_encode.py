@@ -208,21 +208,72 @@ def test_parts_of_another_precision_are_not_continued(units, corpus, tmp_path, m
     assert keys[0] != keys[1]
 
 
-def test_features_that_half_precision_cannot_hold_are_computed_again(units, corpus, tmp_path, monkeypatch):
-    encode_manifest(units, corpus, tmp_path / "exact.jsonl")
+@pytest.fixture
+def overflowing(units, monkeypatch):
+    """Half precision that does not hold one frame of each waveform of more than 1.5 s; holds how many
+    waveforms were asked for in which precision."""
     plain, asked = units.encoder.frames_of, []
 
-    def overflowing(waveforms, layer, precision="float32"):
-        asked.append(precision)
+    def frames_of(waveforms, layer, precision="float32"):
+        asked.append((precision, len(waveforms)))
         features, frames = plain(waveforms, layer)
-        return (features if precision == "float32" else features * float("inf")), frames
+        if precision == "float16":
+            rows = features.split(frames)
+            for waveform, row in zip(waveforms, rows, strict=True):
+                row[3, 5] = torch.inf if len(waveform) > 24_000 else row[3, 5]
+        return features, frames
 
-    monkeypatch.setattr(units.encoder, "frames_of", overflowing)
+    monkeypatch.setattr(units.encoder, "frames_of", frames_of)
     units.precision = "float16"
+    return asked
+
+
+def test_rows_that_half_precision_cannot_hold_are_computed_again_and_counted(
+    units, corpus, tmp_path, overflowing, monkeypatch, caplog
+):
+    units.precision = "float32"
+    encode_manifest(units, corpus, tmp_path / "exact.jsonl")
+    units.precision, wide = "float16", sum(row.seconds > 1.5 for row in read_manifest(corpus))
+    overflowing.clear()
     encode_manifest(units, corpus, tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "exact.jsonl").read_bytes()
-    assert asked == ["float16", "float32"]
-    assert len(units.encode([noise(2000)])[0]) == 6
+    assert overflowing == [("float16", 14), ("float32", wide)] and 2 < wide < 10
+    found = [json.loads((tmp_path / f"{n}.provenance.json").read_text()) for n in ("exact", "again")]
+    assert [made["rows_redone_in_float32"] for made in found] == [0, wide]
+    said = f"{tmp_path / 'again.jsonl'}: {wide} of 14 rows were computed in float32"
+    assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
+    # Those of parts that a killed run left are counted as well.
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "join_files", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            encode_manifest(units, corpus, tmp_path / "again.jsonl", part_seconds=3)
+    overflowing.clear()
+    encode_manifest(units, corpus, tmp_path / "again.jsonl", part_seconds=3)
+    made = json.loads((tmp_path / "again.provenance.json").read_text())
+    assert made["rows_redone_in_float32"] == wide and not overflowing
+
+
+def test_waveforms_that_half_precision_cannot_hold_are_computed_again(units, overflowing, caplog):
+    waveforms = [noise(n, n) for n in (2000, 30_000, 20_000)]
+    found = units.encode(waveforms)
+    assert overflowing == [("float16", 3), ("float32", 1)]
+    assert ["1 of 3 waveforms were computed in float32" in r.getMessage() for r in caplog.records] == [True]
+    units.precision = "float32"
+    for half, exact in zip(found, units.encode(waveforms), strict=True):
+        assert np.array_equal(half, exact)
+
+
+def test_rows_whose_features_are_not_finite_are_named(units, corpus, tmp_path, monkeypatch):
+    plain = units.encoder.frames_of
+
+    def frames_of(waveforms, layer, precision="float32"):
+        features, frames = plain(waveforms, layer)
+        features.split(frames)[0][0] = torch.nan
+        return features, frames
+
+    monkeypatch.setattr(units.encoder, "frames_of", frames_of)
+    with pytest.raises(ValueError, match="manifest.jsonl, row0: features that are no finite numbers"):
+        encode_manifest(units, corpus, tmp_path / "units.jsonl")
 
 
 def test_a_batch_is_fetched_while_the_next_is_encoded(units, corpus, monkeypatch):
