@@ -119,18 +119,21 @@ class UnitEncoder:
         for batch in length_batches(lengths, budget):
             members = [short[i] for i in batch]
             given = [waveforms[i] for i in members]
-            for index, frames in zip(members, self._frames_of(given, self.precision), strict=True):
+            results = self._frames_of(given, self.precision, budget)
+            for index, frames in zip(members, results, strict=True):
                 found[index] = frames
         if overflowed := [i for i in short if found[i] is None]:
             for index in overflowed:
-                (found[index],) = self._frames_of([waveforms[index]], "float32")
+                (found[index],) = self._frames_of([waveforms[index]], "float32", budget)
             if bad := [i for i in overflowed if found[i] is None]:
                 raise ValueError(f"waveform {', '.join(map(str, bad))}: {NOT_FINITE}")
             logger.warning("%d of %d waveforms were %s", len(overflowed), len(waveforms), OVERFLOWED)
         return found
 
-    def _frames_of(self, waveforms: list[np.ndarray], precision: str) -> list[np.ndarray | None]:
-        return self.start(*self.encoder.frames_of(waveforms, self.layer, precision))()
+    def _frames_of(
+        self, waveforms: list[np.ndarray], precision: str, budget: float
+    ) -> list[np.ndarray | None]:
+        return self.start(*self.encoder.frames_of(waveforms, self.layer, precision, budget))()
 
     def encode_file(self, path: str | Path) -> np.ndarray:
         """An audio file of any length to frames (N,) int64, in bounded memory."""
@@ -339,7 +342,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU that can, else float32"
     )
-    parser.add_argument("--batch-seconds", type=float, help="audio a batch (60 on a CPU, 640 on a GPU)")
+    parser.add_argument(
+        "--batch-seconds",
+        type=float,
+        help="audio a batch, with its padding where it is padded (60 on a CPU, 640 on a GPU)",
+    )
     parser.add_argument("--part-seconds", type=float, help="audio between two part files")
     parser.add_argument("--max-bad", type=int, default=0, help="unreadable files tolerated")
     parser.add_argument("--workers", type=int, help="threads that decode ahead (all cores but one)")

@@ -336,13 +336,18 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def frames_of(
-        self, waveforms: Sequence[np.ndarray | Tensor], layer: int, precision: str = "float32"
+        self,
+        waveforms: Sequence[np.ndarray | Tensor],
+        layer: int,
+        precision: str = "float32",
+        batch_seconds: float = math.inf,
     ) -> tuple[Tensor, list[int]]:
         """Waveforms (T,) to the features of all, one after another (sum of N, D), and each one's N.
 
         precision: float32; float16 or bfloat16 on a GPU, where this returns before the device is done and
         the features are of that dtype; int8 on a CPU. An encoder that was loaded in half precision, or is in
         training, takes float32 as its own.
+        batch_seconds: where rows are padded, of padded audio at a time, if PADDED_SECONDS is not less.
         """
         self.check_layer(layer)
         self._check_lengths(waveforms)
@@ -354,7 +359,7 @@ class Encoder(nn.Module):
         found: list[Tensor | None] = [None] * len(frames)
         seconds = [len(w) / self.sample_rate for w in waveforms]
         # One long row among many short ones would pad all of them to its length.
-        for members in length_batches(seconds, PADDED_SECONDS[self.device.type]):
+        for members in length_batches(seconds, min(batch_seconds, PADDED_SECONDS[self.device.type])):
             batch, lengths = self.pad([waveforms[i] for i in members])  # B T, B
             whole = all(len(waveforms[i]) == batch.shape[1] for i in members)
             with exact_convolutions():

@@ -62,8 +62,10 @@ def encode_rows(
 
     A file that cannot be read yields None and the reason; the rest of its batch goes on. A row whose features
     are not finite in another `precision` is computed again in float32, and said to be `OVERFLOWED`.
+    batch_seconds: of audio a batch, and of padded audio where the encoder pads.
     """
-    batches = budget_batches(rows, batch_seconds or BATCH_SECONDS[encoder.device.type])
+    batch_seconds = batch_seconds or BATCH_SECONDS[encoder.device.type]
+    batches = budget_batches(rows, batch_seconds)
     bar = tqdm(
         total=round(sum(row.seconds for row in rows)),
         desc=progress,
@@ -80,7 +82,7 @@ def encode_rows(
                     decoding.append([(row, pool.submit(_read, row, manifest, encoder)) for row in members])
                 if decoding:
                     batch = [(row, future.result()) for row, future in decoding.popleft()]
-                    started.append(_start(encoder, manifest, batch, layer, handle, precision))
+                    started.append(_start(encoder, manifest, batch, layer, handle, precision, batch_seconds))
                 elif not started:
                     return
                 if len(started) > 1 or not decoding:
@@ -109,7 +111,13 @@ def _read(row: Utterance, manifest: str | Path, encoder: Encoder) -> np.ndarray 
 
 
 def _start(
-    encoder: Encoder, manifest: str | Path, batch: list[tuple], layer: int, handle: Handle, precision: str
+    encoder: Encoder,
+    manifest: str | Path,
+    batch: list[tuple],
+    layer: int,
+    handle: Handle,
+    precision: str,
+    batch_seconds: float,
 ) -> Callable[[], list[Encoded]]:
     """Gives the batch to the device; what it returns waits for the results, in the batch's order."""
     rows = [row for row, waveform in batch if isinstance(waveform, np.ndarray)]
@@ -118,7 +126,8 @@ def _start(
     def encode(members: Sequence[int], how: str) -> Fetch:
         if not members:
             return list
-        features, frames = encoder.frames_of([waveforms[i] for i in members], layer, how)
+        given = [waveforms[i] for i in members]
+        features, frames = encoder.frames_of(given, layer, how, batch_seconds)
         return handle(features, frames, [rows[i] for i in members])
 
     fetch = encode(range(len(rows)), precision)

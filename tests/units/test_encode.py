@@ -78,6 +78,21 @@ def test_batches_hold_the_budget_and_every_row():
     assert all(len(b) == 1 or max(seconds[i] for i in b) * len(b) <= 10 for b in batches)
 
 
+@pytest.mark.parametrize("budget", [2.5, 4.0])
+def test_batch_seconds_bound_the_padded_audio_as_well(units, corpus, budget, monkeypatch):
+    units.encoder.to(dtype=torch.bfloat16)  # which a CPU pads
+    plain, padded = units.encoder.pad, []
+
+    def pad(waveforms):
+        padded.append(len(waveforms) * max(map(len, waveforms)) / 16_000)
+        return plain(waveforms)
+
+    monkeypatch.setattr(units.encoder, "pad", pad)
+    rows = sorted(read_manifest(corpus), key=lambda row: row.id)  # long ones among short ones
+    found = list(extraction.encode_rows(units.encoder, corpus, rows, 2, units.start, budget))
+    assert len(found) == 14 and max(padded) <= budget + 1e-6 and len(padded) < 14
+
+
 def test_rows_come_in_manifest_order_and_a_shard_is_its_part(units, corpus, tmp_path):
     out = tmp_path / "units.jsonl"
     assert encode_manifest(units, corpus, out, part_seconds=3) == 14
@@ -214,7 +229,7 @@ def overflowing(units, monkeypatch):
     waveforms were asked for in which precision."""
     plain, asked = units.encoder.frames_of, []
 
-    def frames_of(waveforms, layer, precision="float32"):
+    def frames_of(waveforms, layer, precision="float32", batch_seconds=1e9):
         asked.append((precision, len(waveforms)))
         features, frames = plain(waveforms, layer)
         if precision == "float16":
@@ -266,7 +281,7 @@ def test_waveforms_that_half_precision_cannot_hold_are_computed_again(units, ove
 def test_rows_whose_features_are_not_finite_are_named(units, corpus, tmp_path, monkeypatch):
     plain = units.encoder.frames_of
 
-    def frames_of(waveforms, layer, precision="float32"):
+    def frames_of(waveforms, layer, precision="float32", batch_seconds=1e9):
         features, frames = plain(waveforms, layer)
         features.split(frames)[0][0] = torch.nan
         return features, frames
@@ -302,7 +317,7 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
     units = UnitEncoder(encoder, Codebook(torch.randn(5, 16), provenance))
     generator = torch.Generator().manual_seed(0)
 
-    def frames_of(waveforms, layer, precision):
+    def frames_of(waveforms, layer, precision, batch_seconds):
         frames = [50] * len(waveforms)
         return torch.randn(sum(frames), 16, generator=generator), frames
 
