@@ -23,7 +23,7 @@ from speechgpt.units.devices import choose_device
 
 if TYPE_CHECKING:
     from speechgpt.generate import Generator
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
     from speechgpt.vocoder.synthesize import Synthesizer
 
 FORMAT = 1
@@ -141,7 +141,7 @@ def naming(*paths: Path) -> Iterator[None]:
 def load_encoder(encoder: Path, codebook: Path, layer: int | None, device: str = "auto") -> "UnitEncoder":
     """Refuses a codebook of another encoder or layer. Original files are converted once, to the cache."""
     from speechgpt.conversion_cache import ready_codebook, ready_encoder
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
 
     with naming(codebook, encoder):
         encoder = ready_encoder(encoder)

@@ -23,7 +23,7 @@ from speechgpt.units.devices import choose_device
 if TYPE_CHECKING:
     from speechgpt.generate import Generator, Part
     from speechgpt.paced_speech import PacedSpeech
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
     from speechgpt.vocoder.synthesize import Synthesizer
 
 Recording = str | Path | np.ndarray  # an audio file, or a waveform (T,) float32 at 16 kHz

@@ -18,7 +18,6 @@ from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.units.audio_pool import CropSampler
 from speechgpt.units.augment import augment
 from speechgpt.units.devices import choose_device
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.kept_codebook import CODEBOOK_FILE, check_kept, kept_heads
 from speechgpt.units.masked_prediction import MaskedPrediction, describe, draw_mask, normalize_rows
@@ -27,6 +26,7 @@ from speechgpt.units.pretrain_data import load_data
 from speechgpt.units.pretrain_log import TrainingLog, as_text
 from speechgpt.units.processes import World
 from speechgpt.units.settings import file_hash, text_hash
+from speechgpt.units.unit_encoder import UnitEncoder
 
 CLOCK_STEPS = 10  # between looks at the clock, which all processes share
 SEED_STRIDE = 1_000_003  # keeps the seeds of steps and of processes apart

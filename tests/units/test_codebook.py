@@ -12,7 +12,8 @@ from speechgpt.data.rows import read_manifest, write_manifest
 from speechgpt.units import codebook as module
 from speechgpt.units import extraction
 from speechgpt.units import windows as windows_module
-from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook, sample_features
+from speechgpt.units.codebook import Codebook, Provenance
+from speechgpt.units.codebook_fitting import CodebookConfig, fit_codebook, fit_kmeans, main, sample_features
 from speechgpt.units.prototypes import fit_prototypes, share_out
 
 from .conftest import GROUP, LAYER, make_encoder
@@ -93,7 +94,7 @@ def test_command_and_its_config(corpus, tmp_path, capsys):
     config = tmp_path / "codebook.yaml"
     config.write_text(yaml.safe_dump({"k": 4, "layer": 1, "n_init": 1}))
     arguments = ["--config", str(config), "--encoder", str(tmp_path / "encoder"), "--manifest", str(corpus)]
-    assert module.main([*arguments, "--out", str(tmp_path / "k.safetensors"), "--device", "cpu"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "k.safetensors"), "--device", "cpu"]) == 0
     assert Codebook.load(tmp_path / "k.safetensors").size == 4
     config.write_text("k: 4\nlayers: 2\n")
     with pytest.raises(ValueError, match="unknown setting layers; known here: k, .*missing setting layer"):
@@ -130,7 +131,7 @@ def test_prototypes_follow_the_phones_where_kmeans_follows_the_variance():
     taught = fit_prototypes(sample, labels, 8, seed=0, passes=300)
     assert taught.shape == (8, 6) and taught.dtype == np.float32
     assert np.array_equal(taught, fit_prototypes(sample, labels, 8, seed=0, passes=300))
-    assert right(taught) > 0.95 > 0.6 > right(module.fit_kmeans(sample, 8, 0, n_init=1))
+    assert right(taught) > 0.95 > 0.6 > right(fit_kmeans(sample, 8, 0, n_init=1))
 
 
 def test_every_phone_part_gets_a_centroid_and_frequent_ones_more():

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.data.audio import write_wav
+from speechgpt.data.audio import read_audio, write_wav
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.rows import Utterance, read_manifest, read_units, write_manifest
 from speechgpt.units import encode as module
 from speechgpt.units import extraction, half_kernels
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.dedup import deduplicate, expand
-from speechgpt.units.encode import UnitEncoder, encode_manifest, parse_shard
+from speechgpt.units.encode import encode_manifest, parse_shard
 from speechgpt.units.padding import length_batches
+from speechgpt.units.unit_encoder import UnitEncoder
 
 from .conftest import GROUP, make_encoder, noise
 
@@ -128,7 +129,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(units, corpus, tmp_pa
     monkeypatch.setattr(module, "write_jsonl", original)
     read = []
     monkeypatch.setattr(
-        extraction, "read_audio", lambda path, *given: read.append(path) or module.read_audio(path, *given)
+        extraction, "read_audio", lambda path, *given: read.append(path) or read_audio(path, *given)
     )
     encode_manifest(units, corpus, out, part_seconds=2)
     assert out.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
