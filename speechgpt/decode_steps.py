@@ -10,7 +10,8 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, split
+from speechgpt.llama_decoder import Cache, LlamaDecoder, attention_of
+from speechgpt.llama_layout import ALIGNED, split
 from speechgpt.units.devices import on_device
 from speechgpt.units.triton_works import triton_runs
 
