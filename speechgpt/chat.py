@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from speechgpt.commands import Faults, add_playing, emit, follow, save_speech
+from speechgpt.command_options import add_playing
+from speechgpt.commands import Faults, emit, follow, save_speech
 from speechgpt.data.audio import read_audio
 from speechgpt.events import Reply
 from speechgpt.model_dir import find_model
