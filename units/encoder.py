@@ -1,10 +1,7 @@
 """Speech to features: a HuBERT in Hugging Face layout, cut at the wanted layer, the same in any batch."""
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,36 +24,13 @@ from speechgpt.units.encoder_files import (
     read_configs,
     read_weights,
 )
+from speechgpt.units.fingerprint import fingerprint_of
 from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
 from speechgpt.units.padding import PADDED_SECONDS, length_batches
+from speechgpt.units.precision import check_precision, exact_convolutions
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
-# How `frames_of` may compute, by device.
-PRECISIONS = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16", "bfloat16")}
-HALF = "float16"  # which half of the two: its features lie eight times nearer to float32's
-# What changes the features and cannot be read off the weights' shapes.
-_FINGERPRINTED = (
-    "conv_kernel",
-    "conv_stride",
-    "do_stable_layer_norm",
-    "feat_extract_activation",
-    "feat_extract_norm",
-    "feat_proj_layer_norm",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "num_conv_pos_embedding_groups",
-    "num_conv_pos_embeddings",
-)
-
-
-def check_precision(precision: str, where: str) -> None:
-    """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
-    if where not in PRECISIONS:
-        raise ValueError(f"the encoder is on {where}: expected one of {', '.join(PRECISIONS)}")
-    if precision not in PRECISIONS[where]:
-        raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
 
 
 def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
@@ -64,18 +38,6 @@ def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
     if isinstance(waveform, Tensor):
         waveform = waveform.detach().float().cpu().numpy()  # numpy knows no bfloat16
     return np.asarray(waveform, np.float32)
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """cuDNN rounds float32 convolutions to TF32 unless told not to, which changes units."""
-    setting = torch.backends.cudnn.conv
-    before = setting.fp32_precision
-    setting.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
 
 
 class Encoder(nn.Module):
@@ -214,14 +176,7 @@ class Encoder(nn.Module):
         self._planned = (None, None)
 
     def compute_fingerprint(self) -> str:
-        settings = {name: getattr(self.config, name) for name in _FINGERPRINTED}
-        settings |= {"normalize": self.normalize, "sample_rate": self.sample_rate}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            if name != "masked_spec_embed":
-                digest.update(f"{name}{tuple(value.shape)}".encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return fingerprint_of(self.config, self.normalize, self.sample_rate, self.model.state_dict())
 
     def _convolutions(self) -> list[tuple[int, int]]:
         return list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))

@@ -12,10 +12,10 @@ import torch
 
 from speechgpt.data.measurement import Growth
 from speechgpt.units.encode import encode_manifest
-from speechgpt.units.encoder import HALF
 from speechgpt.units.machine import Machine
 from speechgpt.units.made_up_encoder import base_encoder, fitted
 from speechgpt.units.made_up_speech import speech, write_corpus
+from speechgpt.units.precision import HALF
 from speechgpt.units.unit_encoder import UnitEncoder
 
 

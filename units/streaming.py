@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from speechgpt.units.encoder import exact_convolutions
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.units.running_norms import RunningNorms
 from speechgpt.units.unit_encoder import UnitEncoder
 

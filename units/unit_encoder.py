@@ -11,10 +11,11 @@ from torch import Tensor
 from speechgpt.data.audio import probe, read_audio
 from speechgpt.units.codebook import Codebook
 from speechgpt.units.devices import choose_device, on_device
-from speechgpt.units.encoder import HALF, Encoder, check_precision
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, OVERFLOWED, Fetch
 from speechgpt.units.half_kernels import half_refusal
 from speechgpt.units.padding import length_batches
+from speechgpt.units.precision import HALF, check_precision
 from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
 
 NO_UNIT = -1  # of a frame whose features are not finite

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt.units.encoder import exact_convolutions
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.units.triton_works import triton_runs
 from speechgpt.vocoder.folded import FoldedGenerator
 from speechgpt.vocoder.generator import Lengths, UnitVocoder

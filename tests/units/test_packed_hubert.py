@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.units import encoder as module
+from speechgpt.units import precision as module
 from speechgpt.units.half_hubert import HalfHubert, _Place
 from speechgpt.units.half_kernels import Kernels
 from speechgpt.units.packed_hubert import PackedHubert
