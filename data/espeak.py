@@ -1,11 +1,15 @@
 """espeak-ng's library, for what its program does not print: when each phone begins.
 
 Its phonemes become the phones that flite's voices report. Which phone a vowel before a written r stands for
-depends on the accent: in "en-us" the r is spoken, and the vowel is two phones. The library keeps state
-between sentences: said again after others, one differed by up to 45 ms.
+depends on the accent: in "en-us" the r is spoken, and the vowel is two phones.
+
+The library keeps state between sentences, which neither a voice set anew nor a sentence between clears: what
+was said before moved phones by up to 0.1 s. So a fork of the process speaks each sentence, and in the process
+itself the library never spoke.
 """
 
 import ctypes
+import json
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -96,6 +100,7 @@ class Library:
                 f"{LIBRARY} finds no data (error {self.sample_rate}); on Debian: apt-get install "
                 "espeak-ng-data, elsewhere set ESPEAK_DATA_PATH"
             )
+        self.lib.espeak_ListVoices(None)  # reads their files: once here, and not for each sentence
         self.samples: list[bytes] = []
         self.begun: list[tuple[str, int]] = []
         self._callback = _Callback(self._take)  # kept, or it would be freed while the library has it
@@ -113,12 +118,46 @@ class Library:
         return 0
 
     def speak(self, text: str, voice: str, words_a_minute: int, pitch: int) -> tuple[np.ndarray, list]:
-        """The waveform (T,) float32 at `sample_rate`, and (phoneme, first sample) of each.
+        """The waveform (T,) float32 at `sample_rate`, and (phoneme, first sample) of each: always the same.
 
         voice: such as en-us+f2. pitch: 0 to 99; 0 leaves the voice's own. Raises ValueError for a voice
         that the library lacks.
         """
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.close(reading)
+                with open(writing, "wb") as pipe:
+                    pipe.write(self._told(text, voice, words_a_minute, pitch))
+                code = 0
+            finally:
+                os._exit(code)  # nothing of the parent's is flushed or ended twice
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            head, _, samples = pipe.read().partition(b"\n")
+        if status := os.waitpid(child, 0)[1]:
+            raise ValueError(f"espeak-ng died of {voice!r} saying {text!r} (status {status})")
+        told = json.loads(head)
+        if told["error"]:
+            raise ValueError(told["error"])
+        begun = [(name, first) for name, first in told["begun"]]
+        return np.frombuffer(samples, dtype="<i2").astype(np.float32) / 32768, begun  # T
+
+    def _told(self, text: str, voice: str, words_a_minute: int, pitch: int) -> bytes:
+        """A line of JSON, with the phonemes or the error, and the samples as int16."""
+        error = ""
+        try:
+            self._speak(text, voice, words_a_minute, pitch)
+        except ValueError as found:
+            error = str(found)
+        head = json.dumps({"error": error, "begun": self.begun}).encode()
+        return b"\n".join([head, b"".join(self.samples)])
+
+    def _speak(self, text: str, voice: str, words_a_minute: int, pitch: int) -> None:
         self.samples, self.begun = [], []
+        self.lib.srand(1)  # C's own, of which some voices make their noise
         if self.lib.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"espeak-ng has no voice {voice!r}; `espeak-ng --voices=en` lists them")
         self.lib.espeak_SetParameter(RATE, words_a_minute, 0)
@@ -127,8 +166,6 @@ class Library:
         given = text.encode()
         if error := self.lib.espeak_Synth(given, len(given) + 1, 0, 1, 0, UTF_8, None, None):
             raise ValueError(f"espeak-ng did not speak (error {error})")
-        samples = np.frombuffer(b"".join(self.samples), dtype="<i2")  # T
-        return samples.astype(np.float32) / 32768, self.begun
 
 
 @cache

@@ -1,8 +1,7 @@
 """Speaks given sentences with flite, espeak-ng and festival in many voices: audio files and a manifest.
 
 Sentences are spoken in chunks. A chunk's rows are written when all its audio is, and the manifest after the
-last chunk: a killed run goes on with the same command, and ends with the same rows (espeak-ng never says a
-sentence twice the same: its times differed by up to 45 ms).
+last chunk: a killed run goes on with the same command, and ends with the same rows.
 """
 
 import argparse

@@ -26,8 +26,8 @@ def encoder_loader(backend: str) -> Callable[..., Any]:
 
 def fairseq_encoder(encoder: Path, codebook: Path, layer: int | None, device: str = "auto"):
     """fairseq's HuBERT with a pickled k-means. ValueError where either is no original file."""
-    from speechgpt.devices import choose_device
     from speechgpt.originals import CODEBOOK, of_kind
+    from speechgpt.units.devices import choose_device
     from speechgpt.units.fairseq_backend import FairseqHubert, FairseqUnits
     from speechgpt.units.kmeans_file import kmeans_layer, read_centroids
 
@@ -39,8 +39,8 @@ def fairseq_encoder(encoder: Path, codebook: Path, layer: int | None, device: st
 
 def fairseq_vocoder(vocoder: Path | None, config: Path | None, device: str = "auto"):
     """fairseq's CodeHiFiGAN. ValueError where the vocoder is no original file."""
-    from speechgpt.devices import choose_device
     from speechgpt.originals import VOCODER, of_kind, of_kind_config, vocoder_config
+    from speechgpt.units.devices import choose_device
     from speechgpt.vocoder.fairseq_backend import FairseqVocoder
 
     _check_originals({"--vocoder": vocoder}, "g_00500000")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from speechgpt.data.files import one_line, write_json, write_text
 from speechgpt.data.measurement import Measurement, NotMeasuredError
-from speechgpt.devices import choose_device
+from speechgpt.units.devices import choose_device, on_device
 
 if TYPE_CHECKING:
     from speechgpt.units.machine import Machine
@@ -50,8 +50,9 @@ def main(argv: list[str]) -> int:
     from speechgpt.units.machine import Machine
 
     machine = Machine(choose_device(args.device), args.quick)
-    found, failed = _measure(machine, jobs, args.quick, args.out / f"{machine.kind}.json")
-    points, more = _measure(machine, curves, args.quick, args.out / f"{machine.kind}-growth.json")
+    with on_device(machine.device):  # for counters of memory and waits that name no device
+        found, failed = _measure(machine, jobs, args.quick, args.out / f"{machine.kind}.json")
+        points, more = _measure(machine, curves, args.quick, args.out / f"{machine.kind}-growth.json")
     failed |= more
     report = _report(machine, found, failed)
     write_text(args.out / f"{machine.kind}.md", report)

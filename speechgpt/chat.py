@@ -4,11 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from speechgpt.commands import Faults, add_playing, emit, follow, save_speech
+from speechgpt.command_options import add_playing
+from speechgpt.commands import Faults, emit, follow, save_speech
 from speechgpt.data.audio import read_audio
-from speechgpt.devices import quick_start
 from speechgpt.events import Reply
 from speechgpt.model_dir import find_model
+from speechgpt.quick_start import quick_start
 from speechgpt.turn_lines import TurnLines
 
 HELP = "Type a question, or: /say FILE asks with a recording, /new forgets the conversation, /quit ends it."

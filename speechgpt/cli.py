@@ -51,7 +51,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "copies of recordings at other speeds, in noise, over a telephone",
         ),
         "pretrain": ("speechgpt.units.pretrain:main", "train a HuBERT encoder by masked prediction"),
-        "codebook": ("speechgpt.units.codebook:main", "cluster features into a codebook"),
+        "codebook": ("speechgpt.units.codebook_fitting:main", "cluster features into a codebook"),
         "units": ("speechgpt.units.encode:main", "encode a manifest to unit rows, resumable"),
         "unit-quality": ("speechgpt.units.quality:main", "purity, PNMI, bitrate and used share of units"),
     },

@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from speechgpt.cli import OK, complain, one_line
+from speechgpt.command_options import (
+    add_json,
+    add_model,
+    add_parts,
+    add_playing,
+    command_parser,
+    given_parts,
+)
 from speechgpt.data.audio import read_audio
-from speechgpt.data.hub import named_path
-from speechgpt.devices import quick_start
 from speechgpt.events import Reply, Sound
+from speechgpt.quick_start import quick_start
 from speechgpt.turn_lines import TurnLines, one_row
 from speechgpt.wav_stream import Player, PlayerError, WavStream, to_standard_output
 
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DEFAULT_MODEL = "mini"
 DEFAULT_OUT = Path("work/talk")
 
 
@@ -178,15 +184,6 @@ def _talk_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_playing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--play", metavar="COMMAND", help="also play each answer as it comes: its wav on COMMAND's input"
-    )
-    parser.add_argument(
-        "--low-latency", action="store_true", help="first sound before all of its context, a little worse"
-    )
-
-
 def _described(path: str | None, reply: Reply, wav: Path, reading: float) -> dict[str, Any]:
     """What --json prints of a turn."""
     timings = {k: None if v is None else round(v + reading, 4) for k, v in reply.timings.items()}
@@ -306,39 +303,3 @@ def check_target(path: Path) -> None:
 def emit(line: str, out: TextIO | None = None) -> None:
     """Each result leaves at once, so that a reader sees it while the next one is being made."""
     print(line, file=out, flush=True)
-
-
-def command_parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"speechgpt {name}", description=description)
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object a line on standard output")
-
-
-def add_model(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME|DIR",
-                        help="mini (default), a model or LLaMA folder, or a hub name")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    if seed:
-        parser.add_argument("--seed", type=int, default=0, help="for models that sample (default 0)")
-
-
-PARTS = {
-    "lora": "adapter folder or hub name, merged into the language model",
-    "encoder": "encoder, instead of the model's or where it has none",
-    "codebook": "codebook, likewise",
-    "vocoder": "vocoder, likewise",
-}
-
-
-def add_parts(parser: argparse.ArgumentParser) -> None:
-    """For a --model that is a language model alone, such as the published ones."""
-    for name, line in PARTS.items():
-        parser.add_argument(f"--{name}", type=named_path, metavar="PATH", help=line)
-    parser.add_argument("--layer", type=int, metavar="N", help="encoder layer (default: the codebook's)")
-
-
-def given_parts(args: argparse.Namespace) -> dict[str, Any]:
-    """What `find_model` takes besides the model."""
-    return {name: getattr(args, name) for name in (*PARTS, "layer")}

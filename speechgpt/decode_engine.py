@@ -7,6 +7,7 @@ import torch
 
 from speechgpt.decode_steps import steps_of
 from speechgpt.llama_decoder import Cache, LlamaDecoder
+from speechgpt.units.devices import on_device
 
 FIRST_CAPACITY = 256  # positions of the smallest cache; it doubles when it is full
 SPARE = 256  # new tokens that a fresh cache has room for
@@ -57,10 +58,11 @@ class Run:
         if not (more and self._steps.ahead and tokens.is_cuda):
             self._pending = tokens
             return tokens.tolist()
-        read = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        read.copy_(tokens, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
+        with on_device(tokens.device):  # an event is of the current device's stream
+            read = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            read.copy_(tokens, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
         self._step(tokens)
         arrived.synchronize()
         found = read.tolist()

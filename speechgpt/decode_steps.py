@@ -4,22 +4,21 @@ A graph's launches cost the host nothing and its addresses stay, so tokens, plac
 What one bucket of positions was captured for serves every turn until the cache moves.
 """
 
-import logging
-import subprocess
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch.nn import functional as F
 
-from speechgpt.llama_decoder import ALIGNED, Cache, LlamaDecoder, attention_of, split
+from speechgpt.llama_decoder import Cache, LlamaDecoder, attention_of
+from speechgpt.llama_layout import ALIGNED, split
+from speechgpt.units.devices import on_device
+from speechgpt.units.triton_works import triton_runs
 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
 COPIED = 1 << 28  # weights: larger models are not copied for quicker steps on a CPU
 FIRST_BUCKET = 256  # positions that the shortest graph attends to; each next one to twice as many
-KERNELS_NEED = (8, 0)  # compute capability: of what is older Triton promises nothing
-
-logger = logging.getLogger(__name__)
+WITHOUT_KERNELS = "steps are CUDA graphs of torch's own"
 
 
 def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
@@ -30,28 +29,15 @@ def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
         return "plain"
     if fast == "auto":
         width = decoder.sizes.width
-        fast = (
-            "kernels" if batch == 1 and not width & (width - 1) and _kernels_run(decoder.device) else "graph"
-        )
+        fits = batch == 1 and not width & (width - 1)
+        fast = "kernels" if fits and triton_runs(_probe, decoder.device, WITHOUT_KERNELS) else "graph"
     return "graph" if fast == "kernels" and batch > 1 else fast
 
 
-@cache
-def _kernels_run(device: torch.device) -> bool:
-    """Whether our kernels run there. Triton comes with torch, but the first launch needs a C compiler."""
-    found = torch.cuda.get_device_capability(device)
-    if found < KERNELS_NEED:
-        reason = "compute capability {}.{}, expected {}.{}".format(*found, *KERNELS_NEED)
-    else:
-        try:
-            from speechgpt.decode_kernels import probe
+def _probe(device: torch.device) -> None:
+    from speechgpt.decode_kernels import probe
 
-            probe(device)
-            return True
-        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            reason = " ".join(str(error).split())[:300]
-    logger.warning("Triton's kernels cannot be used, steps are CUDA graphs of torch's own: %s", reason)
-    return False
+    probe(device)
 
 
 class PlainSteps:
@@ -247,6 +233,7 @@ class CapturedSteps:
             self.step = BucketStep(decoder, cache, compiled=way == "compiled")
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._pool = None
+        self._aside: torch.cuda.Stream | None = None
 
     def begin(self, place: int, pads: torch.Tensor | None) -> None:
         self.place = place
@@ -271,7 +258,8 @@ class CapturedSteps:
             self.step.place.add_(1)
             return self.step.logits
         if bucket not in self._graphs:
-            self._capture(bucket)
+            with on_device(self.step.token.device):
+                self._capture(bucket)
         self._graphs[bucket].replay()
         return self.step.logits
 
@@ -280,15 +268,16 @@ class CapturedSteps:
 
     def _capture(self, bucket: int) -> None:
         """The warm-up compiles and allocates; it writes what the replay will write at the same place."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        # One for all captures, which share a pool. Torch's own would be of the device that captured first.
+        self._aside = self._aside or torch.cuda.Stream()
+        self._aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._aside):
             for _ in range(2):
                 self._run(bucket)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(self._aside)
         graph = torch.cuda.CUDAGraph()
         # Other threads (a vocoder's) may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._aside, capture_error_mode="thread_local"):
             self._run(bucket)
             self.step.place.add_(1)
         self._pool = self._pool or graph.pool()

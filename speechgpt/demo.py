@@ -6,8 +6,8 @@ from pathlib import Path
 
 from speechgpt.commands import describe_timings, one_row, save_speech
 from speechgpt.data.audio import read_audio
-from speechgpt.devices import quick_start
 from speechgpt.model_dir import find_model
+from speechgpt.quick_start import quick_start
 
 DEFAULT_OUT = Path("work/demo")
 ANSWER = "answer.wav"  # its picture is answer.png

@@ -20,8 +20,8 @@ from speechgpt.model_dir import ModelConfig, ModelDir
 from speechgpt.pipeline import SpeechGPT
 from speechgpt.prompts import PromptFormat
 from speechgpt.units.codebook import Codebook, Provenance
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.encoder import Encoder
+from speechgpt.units.unit_encoder import UnitEncoder
 from speechgpt.upstream_vocabulary import UpstreamVocabulary
 from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
 from speechgpt.vocoder.synthesize import Synthesizer

@@ -14,12 +14,12 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from speechgpt.llama_layout import laid_out, paired
 from speechgpt.llama_sizes import LlamaSizes
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-ALIGNED = 16  # outputs of a matrix on a CPU come in multiples of these
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
@@ -86,7 +86,7 @@ class LlamaDecoder:
             return tensors[name].detach().to(device, dtype)
 
         def matrix(*parts: torch.Tensor) -> torch.Tensor:
-            return _laid_out(torch.cat(parts) if len(parts) > 1 else parts[0].clone())
+            return laid_out(torch.cat(parts) if len(parts) > 1 else parts[0].clone())
 
         layers = []
         for number in range(sizes.layers):
@@ -124,7 +124,7 @@ class LlamaDecoder:
 
         def matrix(out: int, width: int) -> torch.Tensor:
             empty = torch.empty(out, width, dtype=dtype, device=device)
-            return _laid_out(empty.normal_(0, 0.02, generator=draws))
+            return laid_out(empty.normal_(0, 0.02, generator=draws))
 
         def ones() -> torch.Tensor:
             return torch.ones(sizes.hidden, dtype=dtype, device=device)
@@ -146,7 +146,7 @@ class LlamaDecoder:
             return self
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return _laid_out(tensor.t().to(device)) if tensor.dim() == 2 else tensor.to(device)
+            return laid_out(tensor.t().to(device)) if tensor.dim() == 2 else tensor.to(device)
 
         layers = [layer.map(moved) for layer in self.layers]
         embedding = self.embedding.to(device)
@@ -275,30 +275,6 @@ def attention_of(device: torch.device) -> AbstractContextManager:
     if device.type != "cuda":
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-
-
-def paired(weight: torch.Tensor, width: int, back: bool = False) -> torch.Tensor:
-    """Rows (heads * width, D) of each head reordered from halves to pairs, or `back`."""
-    shape = (-1, width // 2, 2, weight.shape[1]) if back else (-1, 2, width // 2, weight.shape[1])
-    return weight.reshape(shape).transpose(1, 2).reshape(weight.shape)
-
-
-def _laid_out(matrix: torch.Tensor) -> torch.Tensor:
-    """(out, in) -> (in, out): contiguous along what is read, on a GPU the inputs, on a CPU the outputs.
-
-    There a row's end is filled up to a multiple of ALIGNED, so that `split` may cut it in equal parts.
-    """
-    if matrix.device.type != "cpu":
-        return matrix.contiguous().t()
-    outputs, inputs = matrix.shape
-    found = matrix.new_zeros(inputs, -(-outputs // ALIGNED) * ALIGNED)[:, :outputs]
-    return found.copy_(matrix.t())
-
-
-def split(matrix: torch.Tensor, parts: int) -> torch.Tensor:
-    """A CPU's (in, out) as (parts, in, out / parts), the fill of a row's end with it: a view."""
-    inputs, row = matrix.shape[0], matrix.stride(0)
-    return matrix.as_strided((parts, inputs, row // parts), (row // parts, row, 1))
 
 
 def _rotated(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def load_decoder(
     folder: str | Path,
     dtype: str | torch.dtype = "float32",
     lora: str | Path | None = None,
-    device: str = "cpu",
+    device: "str | torch.device" = "cpu",
 ) -> tuple["LlamaDecoder", Vocabulary]:
     """The same as `load_trained`, for inference alone: on `device`, and without transformers.
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 from speechgpt.data.files import read_json
 from speechgpt.data.hub import ADAPTER, ENCODER, LLAMA, is_hub_name, model_folder, named_path
 from speechgpt.data.published import PREFIX
-from speechgpt.devices import choose_device
+from speechgpt.units.devices import choose_device
 
 if TYPE_CHECKING:
     from speechgpt.generate import Generator
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
     from speechgpt.vocoder.synthesize import Synthesizer
 
 FORMAT = 1
@@ -141,7 +141,7 @@ def naming(*paths: Path) -> Iterator[None]:
 def load_encoder(encoder: Path, codebook: Path, layer: int | None, device: str = "auto") -> "UnitEncoder":
     """Refuses a codebook of another encoder or layer. Original files are converted once, to the cache."""
     from speechgpt.conversion_cache import ready_codebook, ready_encoder
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
 
     with naming(codebook, encoder):
         encoder = ready_encoder(encoder)
@@ -180,7 +180,7 @@ def load_generator(
     elif lora is not None:
         lora = model_folder(lora, ADAPTER)
     weights = sum(p.stat().st_size for pattern in ("*.safetensors", "*.bin") for p in llm.glob(pattern))
-    dtype = "bfloat16" if weights > LARGE_WEIGHTS and device != "cpu" else "float32"
+    dtype = "bfloat16" if weights > LARGE_WEIGHTS and device.type != "cpu" else "float32"
     settings = Decoding.from_dict(decoding or {})
     with naming(*([llm, lora] if lora else [llm])):
         model, vocabulary = load_decoder(llm, dtype, lora, device)

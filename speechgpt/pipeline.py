@@ -15,15 +15,15 @@ import numpy as np
 from speechgpt.answers import Turn
 from speechgpt.data.audio import check_waveform, read_audio
 from speechgpt.data.text_normal import normalise
-from speechgpt.devices import choose_device
 from speechgpt.events import AnswerText, Clock, Event, HeardText, Reply, Sound
 from speechgpt.model_dir import ModelDir, find_model
 from speechgpt.prompts import History, Question
+from speechgpt.units.devices import choose_device
 
 if TYPE_CHECKING:
     from speechgpt.generate import Generator, Part
     from speechgpt.paced_speech import PacedSpeech
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
     from speechgpt.vocoder.synthesize import Synthesizer
 
 Recording = str | Path | np.ndarray  # an audio file, or a waveform (T,) float32 at 16 kHz
@@ -44,7 +44,7 @@ class SpeechGPT:
     ) -> None:
         """The flags say what to load now."""
         self.model_dir = model_dir
-        self.device = choose_device(device)
+        self.device = str(choose_device(device))
         wanted = {"encoder": encoder, "generator": llm, "synthesizer": vocoder}
         for name in (name for name, now in wanted.items() if now):
             getattr(self, name)

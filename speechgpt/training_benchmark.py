@@ -232,16 +232,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--profile", action="store_true", help="also print the kernels of one update")
     parser.add_argument("--quick", action="store_true", help="toy sizes")
     args = parser.parse_args(argv)
-    from speechgpt.devices import choose_device
+    from speechgpt.units.devices import choose_device, on_device
 
     changes = {name: getattr(args, name) for name in ("tokens", "packs") if getattr(args, name)}
     changes |= {"compiled": not args.eager, "checkpointing": args.checkpointing, "speech": args.speech}
     job = replace(JOBS[args.job], **changes)
     machine = Machine(choose_device(args.device), args.quick)
-    found = measure(args.job, job, machine, args.quick, not args.no_released)
-    print(found.to_dict())
-    if args.profile:
-        profile(job, machine, args.quick)
+    with on_device(machine.device):
+        found = measure(args.job, job, machine, args.quick, not args.no_released)
+        print(found.to_dict())
+        if args.profile:
+            profile(job, machine, args.quick)
     return 0
 
 

@@ -19,10 +19,11 @@ from speechgpt.data.audio import read_audio
 from speechgpt.model_dir import ModelConfig, ModelDir
 from speechgpt.originals import CODEBOOK, ENCODER, VOCODER, VOCODER_CONFIG, Original, identify, vocoder_config
 from speechgpt.units.codebook import Codebook
-from speechgpt.units.encoder import Encoder, exact_convolutions
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.fairseq_backend import FairseqHubert, FairseqUnits, import_fairseq
 from speechgpt.units.kmeans_file import read_centroids
 from speechgpt.units.margins import UnitAgreement, compare_units
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.vocoder.fairseq_backend import FairseqVocoder
 from speechgpt.vocoder.synthesize import Synthesizer
 

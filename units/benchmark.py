@@ -16,8 +16,9 @@ from speechgpt.data.audio import read_audio
 from speechgpt.data.measurement import Measurement, NotMeasuredError
 from speechgpt.data.rows import read_manifest
 from speechgpt.units.codebook import PUBLISHED_K, Codebook
-from speechgpt.units.encode import UnitEncoder, encode_manifest
-from speechgpt.units.encoder import HALF, Encoder, choose_device
+from speechgpt.units.devices import choose_device
+from speechgpt.units.encode import encode_manifest
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.extraction import BATCH_SECONDS
 from speechgpt.units.growth import extraction_growth
 from speechgpt.units.half_hubert import HalfHubert
@@ -27,6 +28,8 @@ from speechgpt.units.made_up_encoder import base_encoder, fairseq_pair, fitted
 from speechgpt.units.made_up_speech import speech, write_corpus
 from speechgpt.units.margins import compare_units
 from speechgpt.units.operations import flops_a_second
+from speechgpt.units.precision import HALF
+from speechgpt.units.unit_encoder import UnitEncoder
 
 MINI = Path(str(files("speechgpt"))) / "models" / "mini"
 AUDIO = "SPEECHGPT_BENCH_AUDIO"  # a folder of recordings for the agreement on mini's encoder

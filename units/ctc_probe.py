@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from speechgpt.data.rows import UnitRow
 from speechgpt.data.text_normal import normalise
+from speechgpt.units.devices import choose_device
 from speechgpt.units.edits import edit_distance
-from speechgpt.units.encoder import choose_device
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # all that `normalise` leaves; number 0 is CTC's blank
 NUMBERS = {character: number for number, character in enumerate(CHARACTERS, 1)}

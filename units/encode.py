@@ -1,174 +1,31 @@
-"""Speech to units: waveforms, files, and whole manifests that resume after a kill."""
+"""Whole manifests to unit rows, in parts that a killed run goes on from."""
 
 import argparse
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from speechgpt.data.audio import probe, read_audio
 from speechgpt.data.files import write_json, write_jsonl
 from speechgpt.data.rows import UnitRow, Utterance, compact
-from speechgpt.units.codebook import Codebook
 from speechgpt.units.dedup import deduplicate
-from speechgpt.units.encoder import HALF, Encoder, check_precision, choose_device
-from speechgpt.units.extraction import BATCH_SECONDS, NOT_FINITE, Fetch, encode_rows
-from speechgpt.units.half_kernels import half_refusal
+from speechgpt.units.extraction import OVERFLOWED, encode_rows
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
-from speechgpt.units.padding import length_batches
+from speechgpt.units.precision import HALF
 from speechgpt.units.settings import file_hash, text_hash
-from speechgpt.units.windows import CONTEXT_SECONDS, WINDOW_SECONDS, open_long_audio, window_features
+from speechgpt.units.unit_encoder import UnitEncoder
 
 logger = logging.getLogger(__name__)
 
 # Audio between two files on disk: what a kill can lose. On a GPU it is seconds of work, so that the start and
 # the end of a part cost little.
 PART_SECONDS = {"cpu": 1200.0, "cuda": 36_000.0}
+# Beside a part file: rows that could not be read, and rows that half precision did not hold.
+REJECTS_SUFFIX, OVERFLOWED_SUFFIX = ".rejects", ".overflowed"
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
-
-
-class UnitEncoder:
-    """An encoder, the layer and the codebook that belong together: waveforms to units."""
-
-    def __init__(
-        self, encoder: Encoder, codebook: Codebook, layer: int | None = None, precision: str = "float32"
-    ) -> None:
-        """precision: as `Encoder.frames_of` takes it. Files that go in windows are computed in float32."""
-        self.encoder, self.precision = encoder, precision
-        self.layer = codebook.provenance.layer if layer is None else layer
-        encoder.check_layer(self.layer)
-        codebook.check(encoder, self.layer)
-        self.codebook = codebook.to(encoder.device)
-        self.window_seconds = WINDOW_SECONDS
-        self.context_seconds = CONTEXT_SECONDS
-
-    @classmethod
-    def load(
-        cls,
-        encoder: str | Path,
-        codebook: str | Path,
-        layer: int | None = None,
-        device: str | torch.device = "auto",
-        dtype: torch.dtype | None = None,
-        precision: str = "float32",
-    ) -> "UnitEncoder":
-        """dtype: of the encoder's weights. precision: of inference, as `use` takes it."""
-        device = choose_device(device)
-        if device.type == "cpu" and precision in ("float16", "bfloat16"):
-            dtype, precision = getattr(torch, precision), "float32"  # there is no faster way for it there
-        return cls(Encoder.load(encoder, device, dtype), Codebook.load(codebook), layer).use(precision)
-
-    def use(self, precision: str) -> "UnitEncoder":
-        """From now on computes in `precision`; auto is half on a GPU that can, else float32."""
-        where = self.encoder.device.type
-        if precision == "auto":
-            precision = self._fastest()
-        check_precision(precision, where)
-        self.precision = precision
-        return self
-
-    def _fastest(self) -> str:
-        encoder = self.encoder
-        if encoder.device.type != "cuda":
-            return "float32"
-        if reason := half_refusal(encoder.device, encoder.config.conv_pos_batch_norm):
-            logger.warning("float32 is used in place of %s, and is slower: %s", HALF, reason)
-            return "float32"
-        return HALF
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.encoder.sample_rate / self.encoder.hop
-
-    @property
-    def num_units(self) -> int:
-        """K."""
-        return self.codebook.size
-
-    @property
-    def computed_in(self) -> str:
-        """What decides how features are rounded: float32, float16, bfloat16 or int8."""
-        weights = str(self.encoder.dtype).removeprefix("torch.")
-        return self.precision if weights == "float32" else weights
-
-    def encode(self, waveforms: Sequence[np.ndarray], batch_seconds: float | None = None) -> list[np.ndarray]:
-        """Waveforms (T,) at the encoder's rate to frames (N,) int64 each, the same in any batch.
-
-        Raises ValueError naming the waveforms whose features are no finite numbers.
-        """
-        rate = self.encoder.sample_rate
-        found: list[np.ndarray | None] = [None] * len(waveforms)
-        short = []
-        for index, waveform in enumerate(waveforms):
-            if len(waveform) > self.window_seconds * rate:
-                found[index] = self._encode_long(waveform, f"waveform {index}")
-            else:
-                short.append(index)
-        budget = batch_seconds or BATCH_SECONDS[self.encoder.device.type]
-        lengths = [len(waveforms[i]) / rate for i in short]
-        for batch in length_batches(lengths, budget):
-            members = [short[i] for i in batch]
-            given = [waveforms[i] for i in members]
-            results = self.start(*self.encoder.frames_of(given, self.layer, self.precision))()
-            if results is None:
-                results = self.start(*self.encoder.frames_of(given, self.layer))()
-            if results is None:
-                bad = [i for i in members if not np.isfinite(waveforms[i]).all()] or members
-                raise ValueError(f"waveform {', '.join(map(str, bad))}: {NOT_FINITE}")
-            for index, frames in zip(members, results, strict=True):
-                found[index] = frames
-        return found
-
-    def encode_file(self, path: str | Path) -> np.ndarray:
-        """An audio file of any length to frames (N,) int64, in bounded memory."""
-        if probe(path).seconds <= self.window_seconds:
-            return self.encode([read_audio(path, self.encoder.sample_rate)])[0]
-        with open_long_audio(path, self.encoder.sample_rate) as waveform:
-            return self._encode_long(waveform, str(path))
-
-    def _encode_long(self, waveform: np.ndarray, name: str) -> np.ndarray:
-        """name: of the waveform, for the error."""
-        pieces = window_features(
-            self.encoder, waveform, self.layer, self.window_seconds, self.context_seconds
-        )
-        found = []
-        for piece in pieces:
-            units = self.start(piece, [len(piece)])()
-            if units is None:
-                raise ValueError(f"{name}: {NOT_FINITE}")
-            found += units
-        return np.concatenate(found)  # N
-
-    def assign(self, features: list[Tensor], rows: object = None) -> list[np.ndarray]:
-        """Features (N, D) of several rows to frames (N,) int64 of each, with one transfer from the device."""
-        units = self.codebook.assign(torch.cat(features)).cpu().numpy()
-        return np.split(units, np.cumsum([len(f) for f in features])[:-1])
-
-    def start(self, features: Tensor, frames: list[int], rows: object = None) -> Fetch:
-        """Features (sum of N, D) of rows of N frames each; what it returns waits for the units (N,) int64 of
-        each, or for None where half precision did not hold the features."""
-        units = self.codebook.assign(features).int()
-        # Fetched together, so that the host waits once.
-        numbers = torch.cat([units, features.isfinite().all()[None].int()])
-        done = None
-        if numbers.is_cuda:
-            pinned = torch.empty(len(numbers), dtype=torch.int32, pin_memory=True)
-            numbers, done = pinned.copy_(numbers, non_blocking=True), torch.cuda.Event()
-            done.record()
-
-        def fetch() -> list[np.ndarray] | None:
-            if done is not None:
-                done.synchronize()
-            *found, finite = np.split(numbers.numpy().astype(np.int64), np.cumsum(frames))
-            return found if finite[0] else None
-
-        return fetch
 
 
 def encode_manifest(
@@ -186,7 +43,8 @@ def encode_manifest(
     Part files beside `out` hold what is done: after a kill the same call goes on with the next part, once the
     parts with files that could not be read were tried again. Such files go to `out`.rejects.jsonl with the
     reason; more than `max_bad` of them are an error.
-    What made the units stands in `out` with the suffix .provenance.json. Memory does not grow with the hours.
+    What made the units stands in `out` with the suffix .provenance.json, and how many rows half precision did
+    not hold, which are in float32. Memory does not grow with the hours.
     """
     part_seconds = part_seconds or PART_SECONDS[units.encoder.device.type]
     index, shards = shard
@@ -199,10 +57,10 @@ def encode_manifest(
     bad = 0
     for number, part in enumerate(manifest_parts(manifest, chosen, part_seconds)):
         path = folder / f"{number:06d}.jsonl"
-        rejects = path.with_suffix(".rejects")
+        rejects = path.with_suffix(REJECTS_SUFFIX)
         if not path.exists():
             label = f"units {number + 1}: "
-            write_jsonl(path, _encode_part(units, manifest, part, batch_seconds, workers, label, rejects))
+            write_jsonl(path, _encode_part(units, manifest, part, batch_seconds, workers, label, path))
         if rejects.exists():
             bad += len(rejects.read_bytes().splitlines())
         if bad > max_bad:
@@ -214,7 +72,11 @@ def encode_manifest(
             )
     written = join_files(sorted(folder.glob("*.jsonl")), out)
     _write_rejects(folder, out)
-    write_json(Path(out).with_suffix(".provenance.json"), _provenance(units) | {"rows": written, "key": key})
+    overflowed = sum(len(p.read_bytes().splitlines()) for p in folder.glob(f"*{OVERFLOWED_SUFFIX}"))
+    if overflowed:
+        logger.warning("%s: %d of %d rows were %s", out, overflowed, written, OVERFLOWED)
+    counts = {"rows": written, "rows_redone_in_float32": overflowed, "key": key}
+    write_json(Path(out).with_suffix(".provenance.json"), _provenance(units) | counts)
     shutil.rmtree(folder.parent)
     return written
 
@@ -252,11 +114,12 @@ def _encode_part(
     batch_seconds: float | None,
     workers: int | None,
     label: str,
-    rejects: Path,
+    path: Path,
 ) -> Iterator[dict]:
-    """Yields the part's unit rows; those that cannot be read are in `rejects` when it ends."""
-    bad = []
-    for row, frames, reason in encode_rows(
+    """Yields the part's unit rows, for `path`; when it ends, files beside it hold those that cannot be read
+    and those that half precision did not hold."""
+    bad, overflowed = [], []
+    for row, frames, note in encode_rows(
         units.encoder,
         manifest,
         rows,
@@ -268,13 +131,16 @@ def _encode_part(
         units.precision,
     ):
         if frames is None:
-            bad.append({"id": row.id, "path": row.path, "reason": reason})
+            bad.append({"id": row.id, "path": row.path, "reason": note})
+            continue
+        if note == OVERFLOWED:
+            overflowed.append({"id": row.id})
+        yield compact(unit_row(row, frames))
+    for suffix, noted in ((REJECTS_SUFFIX, bad), (OVERFLOWED_SUFFIX, overflowed)):
+        if noted:
+            write_jsonl(path.with_suffix(suffix), noted)
         else:
-            yield compact(unit_row(row, frames))
-    if bad:
-        write_jsonl(rejects, bad)
-    else:
-        rejects.unlink(missing_ok=True)
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def unit_row(row: Utterance, frames: np.ndarray) -> UnitRow:
@@ -287,7 +153,7 @@ def unit_row(row: Utterance, frames: np.ndarray) -> UnitRow:
 
 def _write_rejects(folder: Path, out: str | Path) -> None:
     path = Path(f"{out}.rejects.jsonl")
-    if rejects := sorted(folder.glob("*.rejects")):
+    if rejects := sorted(folder.glob(f"*{REJECTS_SUFFIX}")):
         join_files(rejects, path)
     else:
         path.unlink(missing_ok=True)
@@ -295,7 +161,7 @@ def _write_rejects(folder: Path, out: str | Path) -> None:
 
 def _forget_rejected(folder: Path) -> None:
     """Unlinks every part with files that could not be read: a repaired file is tried again."""
-    for rejects in folder.glob("*.rejects"):
+    for rejects in folder.glob(f"*{REJECTS_SUFFIX}"):
         rejects.with_suffix(".jsonl").unlink(missing_ok=True)
         rejects.unlink()
 
@@ -322,7 +188,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--dtype", choices=PRECISIONS, default="auto", help=f"auto: {HALF} on a GPU that can, else float32"
     )
-    parser.add_argument("--batch-seconds", type=float, help="audio a batch (60 on a CPU, 640 on a GPU)")
+    parser.add_argument(
+        "--batch-seconds",
+        type=float,
+        help="audio a batch, with its padding where it is padded (60 on a CPU, 640 on a GPU)",
+    )
     parser.add_argument("--part-seconds", type=float, help="audio between two part files")
     parser.add_argument("--max-bad", type=int, default=0, help="unreadable files tolerated")
     parser.add_argument("--workers", type=int, help="threads that decode ahead (all cores but one)")

@@ -1,10 +1,7 @@
 """Speech to features: a HuBERT in Hugging Face layout, cut at the wanted layer, the same in any batch."""
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from torch.nn import functional
 
 from speechgpt.data.files import atomic_path, write_json
 from speechgpt.data.hub import ENCODER, model_folder
+from speechgpt.units.devices import choose_device
 from speechgpt.units.encoder_files import (
     CONFIG_FILE,
     ENCODER_FILE,
@@ -26,54 +24,13 @@ from speechgpt.units.encoder_files import (
     read_configs,
     read_weights,
 )
+from speechgpt.units.fingerprint import fingerprint_of
 from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
 from speechgpt.units.padding import PADDED_SECONDS, length_batches
+from speechgpt.units.precision import check_precision, exact_convolutions
 
 NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
-# How `frames_of` may compute, by device.
-PRECISIONS = {"cpu": ("float32", "int8"), "cuda": ("float32", "float16", "bfloat16")}
-HALF = "float16"  # which half of the two: its features lie eight times nearer to float32's
-# What changes the features and cannot be read off the weights' shapes.
-_FINGERPRINTED = (
-    "conv_kernel",
-    "conv_stride",
-    "do_stable_layer_norm",
-    "feat_extract_activation",
-    "feat_extract_norm",
-    "feat_proj_layer_norm",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "num_conv_pos_embedding_groups",
-    "num_conv_pos_embeddings",
-)
-
-
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The word auto is the first CUDA device if there is one, else the CPU.
-
-    Raises ValueError for other types of device, and for CUDA where there is none.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device}: expected auto, cpu or cuda") from error
-    if found.type not in PRECISIONS:
-        raise ValueError(f"device {device}: expected auto, cpu or cuda; use --device cpu")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use --device cpu")
-    return found
-
-
-def check_precision(precision: str, where: str) -> None:
-    """Raises ValueError when `frames_of` cannot compute so on a device of the type `where`."""
-    if where not in PRECISIONS:
-        raise ValueError(f"the encoder is on {where}: expected one of {', '.join(PRECISIONS)}")
-    if precision not in PRECISIONS[where]:
-        raise ValueError(f"precision {precision} on {where}: expected one of {', '.join(PRECISIONS[where])}")
 
 
 def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
@@ -81,18 +38,6 @@ def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
     if isinstance(waveform, Tensor):
         waveform = waveform.detach().float().cpu().numpy()  # numpy knows no bfloat16
     return np.asarray(waveform, np.float32)
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """cuDNN rounds float32 convolutions to TF32 unless told not to, which changes units."""
-    setting = torch.backends.cudnn.conv
-    before = setting.fp32_precision
-    setting.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
 
 
 class Encoder(nn.Module):
@@ -231,14 +176,7 @@ class Encoder(nn.Module):
         self._planned = (None, None)
 
     def compute_fingerprint(self) -> str:
-        settings = {name: getattr(self.config, name) for name in _FINGERPRINTED}
-        settings |= {"normalize": self.normalize, "sample_rate": self.sample_rate}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            if name != "masked_spec_embed":
-                digest.update(f"{name}{tuple(value.shape)}".encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return fingerprint_of(self.config, self.normalize, self.sample_rate, self.model.state_dict())
 
     def _convolutions(self) -> list[tuple[int, int]]:
         return list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))
@@ -353,13 +291,18 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def frames_of(
-        self, waveforms: Sequence[np.ndarray | Tensor], layer: int, precision: str = "float32"
+        self,
+        waveforms: Sequence[np.ndarray | Tensor],
+        layer: int,
+        precision: str = "float32",
+        batch_seconds: float = math.inf,
     ) -> tuple[Tensor, list[int]]:
         """Waveforms (T,) to the features of all, one after another (sum of N, D), and each one's N.
 
         precision: float32; float16 or bfloat16 on a GPU, where this returns before the device is done and
         the features are of that dtype; int8 on a CPU. An encoder that was loaded in half precision, or is in
         training, takes float32 as its own.
+        batch_seconds: where rows are padded, of padded audio at a time, if PADDED_SECONDS is not less.
         """
         self.check_layer(layer)
         self._check_lengths(waveforms)
@@ -371,7 +314,7 @@ class Encoder(nn.Module):
         found: list[Tensor | None] = [None] * len(frames)
         seconds = [len(w) / self.sample_rate for w in waveforms]
         # One long row among many short ones would pad all of them to its length.
-        for members in length_batches(seconds, PADDED_SECONDS[self.device.type]):
+        for members in length_batches(seconds, min(batch_seconds, PADDED_SECONDS[self.device.type])):
             batch, lengths = self.pad([waveforms[i] for i in members])  # B T, B
             whole = all(len(waveforms[i]) == batch.shape[1] for i in members)
             with exact_convolutions():

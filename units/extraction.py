@@ -23,11 +23,14 @@ BATCH_SECONDS = {"cpu": 60.0, "cuda": 640.0}
 NOT_FINITE = "features that are no finite numbers; look for samples or weights that are none"
 AHEAD = 3  # batches decoded while one is encoded
 
-Fetch = Callable[[], list[np.ndarray] | None]
+OVERFLOWED = "computed in float32: half precision did not hold the features"
+
+Fetch = Callable[[], list[np.ndarray | None]]
 # Starts to turn a batch's features (sum of N, D), of rows of N frames each, into one array a row; what it
-# returns waits for them, and gives None where half precision did not hold the features.
+# returns waits for them, and gives None for a row whose features are not finite.
 Handle = Callable[[Tensor, list[int], list[Utterance]], Fetch]
-Encoded = tuple[Utterance, np.ndarray | None, str]  # row, result, or None and why not
+# Row, result and OVERFLOWED or nothing; or row, None and why there is none.
+Encoded = tuple[Utterance, np.ndarray | None, str]
 
 
 def budget_batches(rows: Sequence[Utterance], budget: float) -> Iterator[list[Utterance]]:
@@ -57,9 +60,12 @@ def encode_rows(
 ) -> Iterator[Encoded]:
     """Encodes the rows' files, decoding ahead in threads (all cores but one by default); yields in order.
 
-    A file that cannot be read yields None and the reason; the rest of its batch goes on.
+    A file that cannot be read yields None and the reason; the rest of its batch goes on. A row whose features
+    are not finite in another `precision` is computed again in float32, and said to be `OVERFLOWED`.
+    batch_seconds: of audio a batch, and of padded audio where the encoder pads.
     """
-    batches = budget_batches(rows, batch_seconds or BATCH_SECONDS[encoder.device.type])
+    batch_seconds = batch_seconds or BATCH_SECONDS[encoder.device.type]
+    batches = budget_batches(rows, batch_seconds)
     bar = tqdm(
         total=round(sum(row.seconds for row in rows)),
         desc=progress,
@@ -76,7 +82,7 @@ def encode_rows(
                     decoding.append([(row, pool.submit(_read, row, manifest, encoder)) for row in members])
                 if decoding:
                     batch = [(row, future.result()) for row, future in decoding.popleft()]
-                    started.append(_start(encoder, manifest, batch, layer, handle, precision))
+                    started.append(_start(encoder, manifest, batch, layer, handle, precision, batch_seconds))
                 elif not started:
                     return
                 if len(started) > 1 or not decoding:
@@ -105,23 +111,34 @@ def _read(row: Utterance, manifest: str | Path, encoder: Encoder) -> np.ndarray 
 
 
 def _start(
-    encoder: Encoder, manifest: str | Path, batch: list[tuple], layer: int, handle: Handle, precision: str
+    encoder: Encoder,
+    manifest: str | Path,
+    batch: list[tuple],
+    layer: int,
+    handle: Handle,
+    precision: str,
+    batch_seconds: float,
 ) -> Callable[[], list[Encoded]]:
     """Gives the batch to the device; what it returns waits for the results, in the batch's order."""
     rows = [row for row, waveform in batch if isinstance(waveform, np.ndarray)]
     waveforms = [waveform for _, waveform in batch if isinstance(waveform, np.ndarray)]
 
-    def encode(how: str) -> Fetch:
-        return handle(*encoder.frames_of(waveforms, layer, how), rows) if rows else list
+    def encode(members: Sequence[int], how: str) -> Fetch:
+        if not members:
+            return list
+        given = [waveforms[i] for i in members]
+        features, frames = encoder.frames_of(given, layer, how, batch_seconds)
+        return handle(features, frames, [rows[i] for i in members])
 
-    fetch = encode(precision)
+    fetch = encode(range(len(rows)), precision)
 
     def finish() -> list[Encoded]:
-        fetched = fetch()
-        if fetched is None:
-            fetched = encode("float32")()
-        if fetched is None:
-            raise ValueError(f"{manifest}, at {rows[0].id} or after it: {NOT_FINITE}")
+        fetched = [(frames, "") for frames in fetch()]
+        overflowed = [index for index, (frames, _) in enumerate(fetched) if frames is None]
+        for index, frames in zip(overflowed, encode(overflowed, "float32")(), strict=True):
+            fetched[index] = frames, OVERFLOWED
+        if bad := [row.id for row, (frames, _) in zip(rows, fetched, strict=True) if frames is None]:
+            raise ValueError(f"{manifest}, {', '.join(bad)}: {NOT_FINITE}")
         results, found = iter(fetched), []
         for row, waveform in batch:
             if isinstance(waveform, str):
@@ -129,7 +146,7 @@ def _start(
             elif waveform is None:
                 found.append(_encode_long(encoder, manifest, row, layer, handle))
             else:
-                found.append((row, next(results), ""))
+                found.append((row, *next(results)))
         return found
 
     return finish
@@ -143,10 +160,10 @@ def _encode_long(
     try:
         with open_long_audio(row.audio(manifest), encoder.sample_rate) as waveform:
             for piece in window_features(encoder, waveform, layer):
-                fetched = handle(piece, [len(piece)], [row])()
-                if fetched is None:
+                (part,) = handle(piece, [len(piece)], [row])()
+                if part is None:
                     raise ValueError(f"{row.id}, {row.audio(manifest)}: {NOT_FINITE}")
-                found += fetched
+                found.append(part)
         return row, np.concatenate(found), ""
     except ValueError as error:
         return row, None, str(error)

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from speechgpt.data.measurement import Growth
-from speechgpt.units.encode import UnitEncoder, encode_manifest
-from speechgpt.units.encoder import HALF
+from speechgpt.units.encode import encode_manifest
 from speechgpt.units.machine import Machine
 from speechgpt.units.made_up_encoder import base_encoder, fitted
 from speechgpt.units.made_up_speech import speech, write_corpus
+from speechgpt.units.precision import HALF
+from speechgpt.units.unit_encoder import UnitEncoder
 
 
 @contextmanager
@@ -28,8 +29,8 @@ def peak_memory(machine: Machine) -> Iterator[Callable[[], float]]:
     machine.forget()
     before, most, over = resident(), 0, threading.Event()
     if machine.kind == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        allocated = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(machine.device)
+        allocated = torch.cuda.memory_allocated(machine.device)
 
     def watch() -> None:
         nonlocal most
@@ -40,7 +41,7 @@ def peak_memory(machine: Machine) -> Iterator[Callable[[], float]]:
     thread.start()
 
     def peak() -> float:
-        device = torch.cuda.max_memory_allocated() - allocated if machine.kind == "cuda" else 0
+        device = torch.cuda.max_memory_allocated(machine.device) - allocated if machine.kind == "cuda" else 0
         return max(0, most - before, resident() - before) + device  # the watcher may not have had its turn
 
     try:

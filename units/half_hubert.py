@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from speechgpt.units.devices import on_device
 from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
 from speechgpt.units.half_kernels import Kernels
 from speechgpt.units.half_layers import (
@@ -51,6 +52,10 @@ class HalfHubert:
 
         Returns before the device has computed them.
         """
+        with on_device(self.encoder.device):
+            return self._features(waveforms)
+
+    def _features(self, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, list[int]]:
         encoder = self.encoder
         lengths = [len(w) for w in waveforms]
         frames = [int(encoder.frames(n)) for n in lengths]

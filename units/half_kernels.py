@@ -1,6 +1,5 @@
 """Which kernels half-precision HuBERT runs on: Triton's and cuDNN's on a GPU, plain torch elsewhere."""
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,8 +8,7 @@ from types import ModuleType
 import torch
 
 from speechgpt.units import plain_kernels
-
-CAPABILITY = (8, 0)  # CUDA devices from here on have what attention over rows laid end to end runs on
+from speechgpt.units.triton_works import triton_refusal
 
 
 def half_refusal(device: torch.device, batch_norm: bool = False) -> str:
@@ -20,16 +18,13 @@ def half_refusal(device: torch.device, batch_norm: bool = False) -> str:
     """
     if batch_norm:
         return "the encoder has conv_pos_batch_norm"
-    found = torch.cuda.get_device_capability(device)
-    if found < CAPABILITY:
-        return "compute capability {}.{}, needed is {}.{}".format(*found, *CAPABILITY)
-    try:
-        from torch.nn.attention import varlen  # noqa: F401  # newer than the rest of what is used of torch
+    return triton_refusal(_probe, device)
 
-        gpu_kernels().probe(device)
-    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        return "the kernels for it cannot be used: " + " ".join(str(error).split())[:300]
-    return ""
+
+def _probe(device: torch.device) -> None:
+    from torch.nn.attention import varlen  # noqa: F401  # newer than the rest of what is used of torch
+
+    gpu_kernels().probe(device)
 
 
 def gpu_kernels() -> ModuleType:

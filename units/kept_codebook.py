@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from speechgpt.units.audio_pool import IGNORED, CropSampler
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.masked_prediction import CodebookHead, HeadConfig
+from speechgpt.units.unit_encoder import UnitEncoder
 
 CODEBOOK_FILE = "codebook.safetensors"  # in the encoder's folder: the same centroids, for the new encoder
 

@@ -10,11 +10,11 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from speechgpt.units.audio_pool import IGNORED, AudioPool
-from speechgpt.units.codebook import fit_kmeans
-from speechgpt.units.encode import UnitEncoder
+from speechgpt.units.codebook_fitting import fit_kmeans
 from speechgpt.units.extraction import BATCH_SECONDS
 from speechgpt.units.padding import length_batches
 from speechgpt.units.phones import PHONES, phone_labels
+from speechgpt.units.unit_encoder import UnitEncoder
 
 # HuBERT's first iteration: k-means with 100 clusters on 13 MFCCs with first and second differences
 # (Hsu et al. 2021, section IV.B), here at the encoder's own frames.

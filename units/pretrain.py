@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import random
 import sys
 import time
 from contextlib import nullcontext
@@ -15,21 +14,19 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from speechgpt.data.files import atomic_path, read_json, write_json
-from speechgpt.units.audio_pool import CropSampler
-from speechgpt.units.augment import augment
-from speechgpt.units.encode import UnitEncoder
-from speechgpt.units.encoder import Encoder, choose_device
+from speechgpt.units.devices import choose_device
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.kept_codebook import CODEBOOK_FILE, check_kept, kept_heads
-from speechgpt.units.masked_prediction import MaskedPrediction, describe, draw_mask, normalize_rows
+from speechgpt.units.masked_prediction import MaskedPrediction, describe
+from speechgpt.units.pretrain_batches import Batches
 from speechgpt.units.pretrain_config import WATCHING, PretrainConfig
 from speechgpt.units.pretrain_data import load_data
 from speechgpt.units.pretrain_log import TrainingLog, as_text
 from speechgpt.units.processes import World
 from speechgpt.units.settings import file_hash, text_hash
+from speechgpt.units.unit_encoder import UnitEncoder
 
 CLOCK_STEPS = 10  # between looks at the clock, which all processes share
-SEED_STRIDE = 1_000_003  # keeps the seeds of steps and of processes apart
-EVALUATION_SEED = 17
 
 
 class Pretraining:
@@ -63,6 +60,7 @@ class Pretraining:
         # Layers past the last predicted one would never get a gradient.
         for layer in encoder.model.encoder.layers[self.model.layers[-1] :]:
             layer.requires_grad_(False)
+        self.batches = Batches(config, encoder, world)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._optimizer()
         self.stepper = self._stepper()
@@ -146,7 +144,7 @@ class Pretraining:
 
     def _update(self) -> tuple[Tensor, Tensor, Tensor]:
         """One step: loss (), statistics (S, 6) and whether it was not finite (), all on the device."""
-        waveforms, lengths, mask, labels = self._batch(self.train, self.step)
+        waveforms, lengths, mask, labels = self.batches.draw(self.train, self.step)
         with self._autocast():
             loss, statistics = self.stepper(waveforms, lengths, mask, labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,35 +173,6 @@ class Pretraining:
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     @torch.no_grad()
-    def _batch(
-        self, sampler: CropSampler, step: int, evaluating: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """What a step sees depends on seed, process and step alone, so that a resumed run is exact."""
-        seed = (self.training.seed * SEED_STRIDE + step) * SEED_STRIDE + self.world.rank
-        seed = EVALUATION_SEED + step if evaluating else seed % 2**62
-        torch.manual_seed(seed)  # for dropout
-        drawer = torch.Generator(sampler.pool.samples.device).manual_seed(seed)
-        generator = torch.Generator(self.device).manual_seed(seed + 1)
-        speeds = [1.0] if evaluating else self._speeds(seed)
-        crops = sampler.draw(self.training.batch_size, drawer, speeds)
-        waveforms = crops.waveforms.to(self.device, non_blocking=True)
-        lengths = crops.lengths.to(self.device, non_blocking=True)
-        labels = [found.to(self.device, non_blocking=True) for found in crops.labels]
-        if not evaluating:
-            waveforms = augment(waveforms, lengths, self.config.augment, generator, self.encoder.sample_rate)
-        if self.encoder.normalize:
-            waveforms = normalize_rows(waveforms, lengths)
-        frames = self.encoder.frames(lengths)
-        mask = draw_mask(frames, labels[0].shape[1], self.config.masking, generator)
-        return waveforms, lengths, mask, labels
-
-    def _speeds(self, seed: int) -> list[float]:
-        speeds, host = self.config.augment.speeds, random.Random(seed)
-        if len(speeds) == 1:
-            return speeds
-        return [host.choice(speeds) for _ in range(self.config.augment.speed_groups)]
-
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Accuracies on fixed crops of the dev rows: clean, once masked and once whole."""
         if self.dev is None:
@@ -211,7 +180,7 @@ class Pretraining:
         self.model.eval()
         sums = None
         for number in range(self.training.evaluation_batches):
-            waveforms, lengths, mask, labels = self._batch(self.dev, number, evaluating=True)
+            waveforms, lengths, mask, labels = self.batches.draw(self.dev, number, evaluating=True)
             with self._autocast():
                 _, masked = self.model(waveforms, lengths, mask, labels)
                 _, whole = self.model(waveforms, lengths, torch.zeros_like(mask), labels)

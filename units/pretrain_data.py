@@ -12,11 +12,11 @@ from torch import Tensor
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import read_manifest
 from speechgpt.units.audio_pool import AudioPool, CropSampler, load_pool
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.labels import make_labels
 from speechgpt.units.pretrain_config import PretrainConfig
 from speechgpt.units.processes import World
+from speechgpt.units.unit_encoder import UnitEncoder
 
 POOL_SHARE = 1 / 3  # of a GPU's memory that audio may take
 DECODERS = 32  # threads at most

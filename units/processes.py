@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from speechgpt.units.encoder import choose_device
+from speechgpt.units.devices import choose_device
 
 PATIENCE = timedelta(hours=1)  # while the first process makes labels
 

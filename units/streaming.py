@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from speechgpt.units.encode import UnitEncoder
-from speechgpt.units.encoder import exact_convolutions
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.units.running_norms import RunningNorms
+from speechgpt.units.unit_encoder import UnitEncoder
 
 LOOK_AHEAD_SECONDS = 1.0  # heard after a frame before its unit is final
 STEP_SECONDS = 0.5  # audio between two computations

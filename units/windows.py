@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from speechgpt.data.audio import mono_blocks, open_audio
-from speechgpt.units.encoder import Encoder, exact_convolutions
+from speechgpt.units.encoder import Encoder
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.units.running_norms import RunningNorms
 
 WINDOW_SECONDS = 60.0  # longer audio than this goes in windows; LibriSpeech's longest is 35 s

@@ -213,7 +213,7 @@ def chunk(machine: Machine, quick: bool) -> Iterator[Measurement]:
 
 def streaming(machine: Machine, quick: bool) -> Iterator[Measurement]:
     """The joined stream beside the whole sound, unit by unit, on units of the shipped question."""
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
 
     model = Path(str(files("speechgpt"))) / "models" / "mini"
     if not model.exists():

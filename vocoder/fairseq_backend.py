@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from speechgpt.data.files import read_json, write_json
-from speechgpt.units.encoder import choose_device, exact_convolutions
+from speechgpt.units.devices import choose_device
 from speechgpt.units.fairseq_backend import import_fairseq, quiet, reading
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.vocoder.generator import UnitVocoder
 
 

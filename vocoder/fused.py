@@ -7,6 +7,7 @@ everything within one is float32.
 import torch
 from torch import Tensor, nn
 
+from speechgpt.units.devices import on_device
 from speechgpt.vocoder.generator import LAST_SLOPE, SLOPE, Lengths, UnitVocoder
 from speechgpt.vocoder.triton_kernels import convolution, last_convolution
 
@@ -75,6 +76,10 @@ class FusedGenerator:
 
     def __call__(self, x: Tensor, lengths: Lengths | None = None) -> Tensor:
         """x (B, D, N) embedded frames -> (B, N * hop) float32, zero beyond a row's length."""
+        with on_device(x.device):
+            return self._waveforms(x, lengths)
+
+    def _waveforms(self, x: Tensor, lengths: Lengths | None) -> Tensor:
         if lengths is None:
             frames = torch.full((len(x),), x.shape[-1], dtype=torch.int32, device=x.device)  # B
         else:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from speechgpt.data.files import atomic_path, read_json, write_json
+from speechgpt.units.devices import choose_device
 from speechgpt.vocoder.architecture import EDGE_KERNEL, VocoderConfig
 from speechgpt.vocoder.durations import DurationPredictor, frames_from_log
 from speechgpt.vocoder.weight_norm import WeightNorm
@@ -246,11 +247,4 @@ class UnitVocoder(nn.Module):
             raise ValueError(
                 f"{where}: does not fit config.json ({' '.join(str(error).split())[:300]})"
             ) from error
-        return model.to(pick_device(device)).eval()
-
-
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+        return model.to(choose_device(device)).eval()

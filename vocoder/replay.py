@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from speechgpt.units.devices import on_device
+
 WARMUPS = 3  # before a capture: cuDNN measures its kernels, the allocator finds its sizes
 CANDIDATES = 4  # kernels of a convolution that cuDNN measures: its own best guesses come first
 
@@ -47,7 +49,7 @@ class Replay:
         if length in self.captured or self.refused or example.device.type != "cuda":
             return
         # cuDNN keeps the fastest kernel of those it measured in the warm-up; the capture then finds it known.
-        with measured_kernels():
+        with measured_kernels(), on_device(example.device):
             try:
                 self.captured[length] = self._capture(example.clone())
             except RuntimeError as error:

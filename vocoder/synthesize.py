@@ -1,7 +1,5 @@
 """Batch synthesis: lists of units to waveforms, with predicted or given durations."""
 
-import logging
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechgpt.units.encoder import exact_convolutions
+from speechgpt.units.precision import exact_convolutions
+from speechgpt.units.triton_works import triton_runs
 from speechgpt.vocoder.folded import FoldedGenerator
 from speechgpt.vocoder.generator import Lengths, UnitVocoder
 from speechgpt.vocoder.replay import Replay
@@ -27,8 +26,6 @@ WAYS = ("fused", "folded")  # to compute half precision on CUDA: a kernel of our
 HALF_WAY = "fused"
 BATCH_FRAMES = 6_000  # padded frames of one generator batch (two minutes at 50 Hz): bounds the memory
 BATCH_UNITS = 100_000  # padded units of one batch of the duration predictor
-
-logger = logging.getLogger(__name__)
 
 
 class Synthesizer:
@@ -191,18 +188,18 @@ class Synthesizer:
 
 def _generator(vocoder: UnitVocoder, dtype: torch.dtype, way: str) -> Callable[..., Tensor]:
     """The generator made for speaking; cuDNN's where Triton is not installed or cannot compile."""
-    if vocoder.device.type == "cuda" and dtype != torch.float32 and way == "fused":
-        try:
-            from speechgpt.vocoder.fused import FusedGenerator
-            from speechgpt.vocoder.triton_kernels import probe
+    wanted = vocoder.device.type == "cuda" and dtype != torch.float32 and way == "fused"
+    if wanted and triton_runs(_probe, vocoder.device, "cuDNN speaks"):
+        from speechgpt.vocoder.fused import FusedGenerator
 
-            probe(vocoder.device)
-            return FusedGenerator(vocoder, dtype)
-        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            logger.warning(
-                "Triton's kernels cannot be used, cuDNN speaks: %s", " ".join(str(error).split())[:300]
-            )
+        return FusedGenerator(vocoder, dtype)
     return FoldedGenerator(vocoder, dtype)
+
+
+def _probe(device: torch.device) -> None:
+    from speechgpt.vocoder.triton_kernels import probe
+
+    probe(device)
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:

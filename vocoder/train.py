@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.units.codebook import Codebook
+from speechgpt.units.devices import choose_device as pick_device
 from speechgpt.units.settings import file_hash
 from speechgpt.vocoder.check import measure
 from speechgpt.vocoder.discriminators import build_discriminators
-from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig, pick_device
+from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
 from speechgpt.vocoder.pool import Pool, load_rows, read_rows
 from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.steps import Steps

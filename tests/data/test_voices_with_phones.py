@@ -1,7 +1,9 @@
 """espeak-ng and festival: what they speak, and when each phone of it ends."""
 
 import ctypes.util
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -68,6 +70,29 @@ def test_espeak_speaks_with_phones(tmp_path):
     assert len(low) != len(other)
     with pytest.raises(ValueError, match="no voice 'xx-none'"):
         espeak.library().speak("hello", "xx-none", 160, 0)
+
+
+@ESPEAK
+def test_espeak_says_a_sentence_the_same_whatever_it_said_before():
+    library = espeak.library()
+    texts = ("seven cars", "What time is it?", "Please turn off all electronic devices.", "No.")
+    voices = ("en-us+f2", "en+m3", "en-gb-scotland+klatt4")
+    sentences = [(text, voice, 165, 50) for text in texts for voice in voices]
+    first = [library.speak(*sentence) for sentence in sentences]
+    library.lib.srand(7)
+    again = [library.speak(*sentence) for sentence in reversed(sentences)][::-1]
+    for (one, begun), (other, same) in zip(first, again, strict=True):
+        assert np.array_equal(one, other) and begun == same and len(begun) > 3
+
+
+@ESPEAK
+def test_an_espeak_that_dies_is_an_error_of_its_sentence(monkeypatch):
+    library = espeak.library()
+    monkeypatch.setattr(library, "_speak", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ValueError, match=r"espeak-ng died of 'en' saying 'hello' \(status 9"):
+        library.speak("hello", "en", 165, 50)
+    monkeypatch.undo()
+    assert len(library.speak("hello", "en", 165, 50)[0])
 
 
 @ESPEAK

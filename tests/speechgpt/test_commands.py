@@ -163,7 +163,7 @@ def test_encode_with_parts_of_its_own(run, recordings, tiny_parts):
 
 
 def test_encode_in_the_precision_that_is_asked_for(run, recordings, monkeypatch):
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.unit_encoder import UnitEncoder
 
     used, use = [], UnitEncoder.use
     monkeypatch.setattr(UnitEncoder, "use", lambda self, how: used.append(how) or use(self, how))

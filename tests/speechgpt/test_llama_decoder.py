@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from speechgpt.llama_decoder import Cache, LlamaDecoder
 from speechgpt.llama_sizes import LlamaSizes
 from speechgpt.model import load_decoder, load_llama, load_trained
 from speechgpt.model_dir import find_model, load_generator
+from speechgpt.units.triton_works import triton_runs
 
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 1e4},
@@ -239,11 +241,12 @@ def test_kernels_are_chosen_only_where_they_run(monkeypatch, caplog, capability,
     kernels.probe = probe
     monkeypatch.setitem(sys.modules, "speechgpt.decode_kernels", kernels)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    decode_steps._kernels_run.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    triton_runs.cache_clear()
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0), sizes=SimpleNamespace(width=64))
     with caplog.at_level(logging.WARNING):
         found = [best_way(on_gpu, batch) for batch in (1, 1, 2)]
-    decode_steps._kernels_run.cache_clear()
+    triton_runs.cache_clear()
     assert found == [way, way, "graph"]
     assert len(probed) == (capability >= (8, 0))
     reason = str(error) if error else "compute capability 7.5, expected 8.0"
@@ -320,6 +323,17 @@ for groups in (4, 2, 1):
 print("equal")
 """
     assert run_python(code, TRITON_INTERPRET="1").strip() == "equal"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("fast", ["graph", "kernels"])
+def test_a_second_gpu_decodes_as_the_first(fast):
+    found = []
+    for number in (0, 1, 0):  # captures on one follow those on the other
+        decoder = LlamaDecoder.of_model(llama()).to(f"cuda:{number}")
+        found.append(greedy(Engine(decoder, fast), [1, 2, 3], 60))
+        assert torch.cuda.current_device() == 0
+    assert found[0] == found[1] == found[2]
 
 
 def test_loading_to_generate_imports_no_transformers():

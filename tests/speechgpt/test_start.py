@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from speechgpt.devices import quick_start
+from speechgpt.quick_start import quick_start
 
 QUESTION = Path(__file__).parents[2] / "speechgpt" / "models" / "mini" / "question.wav"
 HEAVY = (

@@ -13,8 +13,8 @@ import torch
 import speechgpt
 from speechgpt.data.audio import read_audio
 from speechgpt.units.codebook import Codebook, Provenance
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.encoder import Encoder
+from speechgpt.units.unit_encoder import UnitEncoder
 
 MINI = Path(speechgpt.__file__).parent / "models" / "mini"
 LENGTHS = (400, 719, 720, 5_000, 16_000, 23_457)  # samples

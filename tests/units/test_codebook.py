@@ -1,6 +1,7 @@
 """Centroids come from real features, know their encoder, and are assigned by distance."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import yaml
 
 from speechgpt.data.rows import read_manifest, write_manifest
 from speechgpt.units import codebook as module
-from speechgpt.units.codebook import Codebook, CodebookConfig, Provenance, fit_codebook
+from speechgpt.units import extraction
+from speechgpt.units import windows as windows_module
+from speechgpt.units.codebook import Codebook, Provenance
+from speechgpt.units.codebook_fitting import CodebookConfig, fit_codebook, fit_kmeans, main, sample_features
 from speechgpt.units.prototypes import fit_prototypes, share_out
 
 from .conftest import GROUP, LAYER, make_encoder
@@ -90,11 +94,26 @@ def test_command_and_its_config(corpus, tmp_path, capsys):
     config = tmp_path / "codebook.yaml"
     config.write_text(yaml.safe_dump({"k": 4, "layer": 1, "n_init": 1}))
     arguments = ["--config", str(config), "--encoder", str(tmp_path / "encoder"), "--manifest", str(corpus)]
-    assert module.main([*arguments, "--out", str(tmp_path / "k.safetensors"), "--device", "cpu"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "k.safetensors"), "--device", "cpu"]) == 0
     assert Codebook.load(tmp_path / "k.safetensors").size == 4
     config.write_text("k: 4\nlayers: 2\n")
     with pytest.raises(ValueError, match="unknown setting layers; known here: k, .*missing setting layer"):
         CodebookConfig.load(config)
+
+
+def test_a_file_in_windows_keeps_the_phones_of_every_frame(corpus, monkeypatch):
+    """Labels are of the whole file's frames, not of the last window's, counted from its start."""
+    encoder, rows = make_encoder(GROUP), [row for row in read_manifest(corpus) if row.phones]
+    config = CodebookConfig(k=12, layer=2, method="phones", states_per_phone=1)
+    keep = [(row, 1.0) for row in rows]
+    features, labels = sample_features(encoder, corpus, keep, config)
+    monkeypatch.setattr(extraction, "WINDOW_SECONDS", 1.0)
+    windows = partial(windows_module.window_features, window_seconds=0.3)
+    monkeypatch.setattr(extraction, "window_features", windows)
+    found, same = sample_features(encoder, corpus, keep, config)
+    assert sum(row.seconds > 1 for row in rows) > 3 and len(set(labels)) == 4
+    assert np.array_equal(same, labels) and found.shape == features.shape
+    np.testing.assert_allclose(found, features, atol=1e-3)
 
 
 def test_prototypes_follow_the_phones_where_kmeans_follows_the_variance():
@@ -112,7 +131,7 @@ def test_prototypes_follow_the_phones_where_kmeans_follows_the_variance():
     taught = fit_prototypes(sample, labels, 8, seed=0, passes=300)
     assert taught.shape == (8, 6) and taught.dtype == np.float32
     assert np.array_equal(taught, fit_prototypes(sample, labels, 8, seed=0, passes=300))
-    assert right(taught) > 0.95 > 0.6 > right(module.fit_kmeans(sample, 8, 0, n_init=1))
+    assert right(taught) > 0.95 > 0.6 > right(fit_kmeans(sample, 8, 0, n_init=1))
 
 
 def test_every_phone_part_gets_a_centroid_and_frequent_ones_more():

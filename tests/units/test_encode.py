@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tracemalloc
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.data.audio import write_wav
+from speechgpt.data.audio import read_audio, write_wav
 from speechgpt.data.files import read_jsonl
 from speechgpt.data.rows import Utterance, read_manifest, read_units, write_manifest
 from speechgpt.units import encode as module
 from speechgpt.units import extraction, half_kernels
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.dedup import deduplicate, expand
-from speechgpt.units.encode import UnitEncoder, encode_manifest, parse_shard
+from speechgpt.units.encode import encode_manifest, parse_shard
 from speechgpt.units.padding import length_batches
+from speechgpt.units.unit_encoder import UnitEncoder
 
 from .conftest import GROUP, make_encoder, noise
 
@@ -77,6 +79,21 @@ def test_batches_hold_the_budget_and_every_row():
     assert all(len(b) == 1 or max(seconds[i] for i in b) * len(b) <= 10 for b in batches)
 
 
+@pytest.mark.parametrize("budget", [2.5, 4.0])
+def test_batch_seconds_bound_the_padded_audio_as_well(units, corpus, budget, monkeypatch):
+    units.encoder.to(dtype=torch.bfloat16)  # which a CPU pads
+    plain, padded = units.encoder.pad, []
+
+    def pad(waveforms):
+        padded.append(len(waveforms) * max(map(len, waveforms)) / 16_000)
+        return plain(waveforms)
+
+    monkeypatch.setattr(units.encoder, "pad", pad)
+    rows = sorted(read_manifest(corpus), key=lambda row: row.id)  # long ones among short ones
+    found = list(extraction.encode_rows(units.encoder, corpus, rows, 2, units.start, budget))
+    assert len(found) == 14 and max(padded) <= budget + 1e-6 and len(padded) < 14
+
+
 def test_rows_come_in_manifest_order_and_a_shard_is_its_part(units, corpus, tmp_path):
     out = tmp_path / "units.jsonl"
     assert encode_manifest(units, corpus, out, part_seconds=3) == 14
@@ -112,7 +129,7 @@ def test_a_killed_run_goes_on_with_nothing_lost_or_doubled(units, corpus, tmp_pa
     monkeypatch.setattr(module, "write_jsonl", original)
     read = []
     monkeypatch.setattr(
-        extraction, "read_audio", lambda path, *given: read.append(path) or module.read_audio(path, *given)
+        extraction, "read_audio", lambda path, *given: read.append(path) or read_audio(path, *given)
     )
     encode_manifest(units, corpus, out, part_seconds=2)
     assert out.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
@@ -207,21 +224,72 @@ def test_parts_of_another_precision_are_not_continued(units, corpus, tmp_path, m
     assert keys[0] != keys[1]
 
 
-def test_features_that_half_precision_cannot_hold_are_computed_again(units, corpus, tmp_path, monkeypatch):
-    encode_manifest(units, corpus, tmp_path / "exact.jsonl")
+@pytest.fixture
+def overflowing(units, monkeypatch):
+    """Half precision that does not hold one frame of each waveform of more than 1.5 s; holds how many
+    waveforms were asked for in which precision."""
     plain, asked = units.encoder.frames_of, []
 
-    def overflowing(waveforms, layer, precision="float32"):
-        asked.append(precision)
+    def frames_of(waveforms, layer, precision="float32", batch_seconds=1e9):
+        asked.append((precision, len(waveforms)))
         features, frames = plain(waveforms, layer)
-        return (features if precision == "float32" else features * float("inf")), frames
+        if precision == "float16":
+            rows = features.split(frames)
+            for waveform, row in zip(waveforms, rows, strict=True):
+                row[3, 5] = torch.inf if len(waveform) > 24_000 else row[3, 5]
+        return features, frames
 
-    monkeypatch.setattr(units.encoder, "frames_of", overflowing)
+    monkeypatch.setattr(units.encoder, "frames_of", frames_of)
     units.precision = "float16"
+    return asked
+
+
+def test_rows_that_half_precision_cannot_hold_are_computed_again_and_counted(
+    units, corpus, tmp_path, overflowing, monkeypatch, caplog
+):
+    units.precision = "float32"
+    encode_manifest(units, corpus, tmp_path / "exact.jsonl")
+    units.precision, wide = "float16", sum(row.seconds > 1.5 for row in read_manifest(corpus))
+    overflowing.clear()
     encode_manifest(units, corpus, tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "exact.jsonl").read_bytes()
-    assert asked == ["float16", "float32"]
-    assert len(units.encode([noise(2000)])[0]) == 6
+    assert overflowing == [("float16", 14), ("float32", wide)] and 2 < wide < 10
+    found = [json.loads((tmp_path / f"{n}.provenance.json").read_text()) for n in ("exact", "again")]
+    assert [made["rows_redone_in_float32"] for made in found] == [0, wide]
+    said = f"{tmp_path / 'again.jsonl'}: {wide} of 14 rows were computed in float32"
+    assert [record.getMessage().startswith(said) for record in caplog.records] == [True]
+    # Those of parts that a killed run left are counted as well.
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "join_files", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            encode_manifest(units, corpus, tmp_path / "again.jsonl", part_seconds=3)
+    overflowing.clear()
+    encode_manifest(units, corpus, tmp_path / "again.jsonl", part_seconds=3)
+    made = json.loads((tmp_path / "again.provenance.json").read_text())
+    assert made["rows_redone_in_float32"] == wide and not overflowing
+
+
+def test_waveforms_that_half_precision_cannot_hold_are_computed_again(units, overflowing, caplog):
+    waveforms = [noise(n, n) for n in (2000, 30_000, 20_000)]
+    found = units.encode(waveforms)
+    assert overflowing == [("float16", 3), ("float32", 1)]
+    assert ["1 of 3 waveforms were computed in float32" in r.getMessage() for r in caplog.records] == [True]
+    units.precision = "float32"
+    for half, exact in zip(found, units.encode(waveforms), strict=True):
+        assert np.array_equal(half, exact)
+
+
+def test_rows_whose_features_are_not_finite_are_named(units, corpus, tmp_path, monkeypatch):
+    plain = units.encoder.frames_of
+
+    def frames_of(waveforms, layer, precision="float32", batch_seconds=1e9):
+        features, frames = plain(waveforms, layer)
+        features.split(frames)[0][0] = torch.nan
+        return features, frames
+
+    monkeypatch.setattr(units.encoder, "frames_of", frames_of)
+    with pytest.raises(ValueError, match="manifest.jsonl, row0: features that are no finite numbers"):
+        encode_manifest(units, corpus, tmp_path / "units.jsonl")
 
 
 def test_a_batch_is_fetched_while_the_next_is_encoded(units, corpus, monkeypatch):
@@ -250,7 +318,7 @@ def test_memory_does_not_grow_with_hours(tmp_path, monkeypatch):
     units = UnitEncoder(encoder, Codebook(torch.randn(5, 16), provenance))
     generator = torch.Generator().manual_seed(0)
 
-    def frames_of(waveforms, layer, precision):
+    def frames_of(waveforms, layer, precision, batch_seconds):
         frames = [50] * len(waveforms)
         return torch.randn(sum(frames), 16, generator=generator), frames
 
@@ -283,6 +351,7 @@ def gpu(units, monkeypatch):
     kernels = SimpleNamespace(probe=lambda device: None)
     monkeypatch.setattr(type(units.encoder), "device", property(lambda _: torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(half_kernels, "gpu_kernels", lambda: kernels)
     return kernels
 
@@ -316,7 +385,7 @@ def test_auto_is_float32_on_an_old_gpu_and_for_positions_with_a_batch_norm(units
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert units.use("auto").precision == "float32"
     first, second = (record.message for record in caplog.records)
-    assert "conv_pos_batch_norm" in first and "capability 7.5, needed is 8.0" in second
+    assert "conv_pos_batch_norm" in first and "capability 7.5, expected 8.0" in second
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

@@ -10,9 +10,11 @@ from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2Featur
 
 from speechgpt.data.audio import write_wav
 from speechgpt.data.rows import Utterance, write_manifest
-from speechgpt.units.codebook import Codebook, CodebookConfig, fit_codebook
-from speechgpt.units.encode import UnitEncoder, encode_manifest
+from speechgpt.units.codebook import Codebook
+from speechgpt.units.codebook_fitting import CodebookConfig, fit_codebook
+from speechgpt.units.encode import encode_manifest
 from speechgpt.units.encoder import Encoder
+from speechgpt.units.unit_encoder import UnitEncoder
 
 from ..conftest import OF_25_HZ, tiny_vocoder
 from .conftest import TINY, noise

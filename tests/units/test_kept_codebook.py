@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from speechgpt.units.audio_pool import IGNORED
-from speechgpt.units.codebook import Codebook, CodebookConfig, fit_codebook
-from speechgpt.units.encode import UnitEncoder
+from speechgpt.units.codebook import Codebook
+from speechgpt.units.codebook_fitting import CodebookConfig, fit_codebook
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.kept_codebook import kept_heads, unit_owners
 from speechgpt.units.masked_prediction import CodebookHead
 from speechgpt.units.pretrain import pretrain
+from speechgpt.units.unit_encoder import UnitEncoder
 
 from .conftest import LAYER
 from .test_pretrain import a_config

@@ -8,8 +8,8 @@ from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.data.speaking import ARPABET
 from speechgpt.units.audio_pool import IGNORED, AudioPool, load_pool
 from speechgpt.units.codebook import Codebook, Provenance
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.labels import PHONES, Target, frame_counts, make_labels, mfcc, phone_labels
+from speechgpt.units.unit_encoder import UnitEncoder
 
 from .conftest import LAYER, make_encoder, noise
 

@@ -6,9 +6,9 @@ import soundfile
 import torch
 
 from speechgpt.units.codebook import Codebook, Provenance
-from speechgpt.units.encode import UnitEncoder
 from speechgpt.units.running_norms import BLOCK_SAMPLES, RunningNorms
 from speechgpt.units.streaming import StreamingEncoder
+from speechgpt.units.unit_encoder import UnitEncoder
 from speechgpt.units.windows import window_features
 
 from .conftest import GROUP, LAYER, STABLE, make_encoder, noise

@@ -166,8 +166,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(corpus, tmp_path, mon
 
 def test_several_sources_and_layers_and_a_teacher(corpus, tmp_path):
     pretrain(a_config(tmp_path), corpus, tmp_path / "first", "cpu")
-    from speechgpt.units.codebook import CodebookConfig, fit_codebook
-    from speechgpt.units.encode import UnitEncoder
+    from speechgpt.units.codebook_fitting import CodebookConfig, fit_codebook
+    from speechgpt.units.unit_encoder import UnitEncoder
 
     encoder = Encoder.load(tmp_path / "first", "cpu")
     teacher = UnitEncoder(encoder, fit_codebook(CodebookConfig(k=5, layer=2, n_init=1), encoder, corpus))
@@ -209,7 +209,7 @@ def test_config_problems_are_listed_together(tmp_path):
 def test_presets_are_valid(preset):
     folder = Path(__file__).parents[2] / "speechgpt" / "presets" / preset
     config = PretrainConfig.load(folder / "encoder.yaml")
-    from speechgpt.units.codebook import CodebookConfig
+    from speechgpt.units.codebook_fitting import CodebookConfig
 
     book = CodebookConfig.load(folder / "codebook.yaml")
     assert 1 <= book.layer <= config.architecture["num_hidden_layers"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechgpt.units.encoder import exact_convolutions
+from speechgpt.units.precision import exact_convolutions
 from speechgpt.vocoder import folded
 from speechgpt.vocoder.folded import FoldedGenerator
 from speechgpt.vocoder.generator import Lengths

@@ -95,3 +95,18 @@ def test_on_a_gpu(small, make_vocoder, dtype):
         wanted = model.generate(x).squeeze(1)
         found = FusedGenerator(model.cuda(), dtype)(x.cuda()).cpu()
     assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_gpu_speaks_as_the_first(small, make_vocoder):
+    from speechgpt.vocoder.fused import FusedGenerator
+    from speechgpt.vocoder.synthesize import Synthesizer
+
+    model, found = make_vocoder(small), []
+    for number in (0, 1):
+        synthesizer = Synthesizer(model.to(f"cuda:{number}"), "fp16")
+        assert isinstance(synthesizer.generator, FusedGenerator)
+        synthesizer.prepare([40])
+        found += synthesizer.speak([torch.arange(40).remainder(6).numpy()])
+        assert 40 in synthesizer.replay.captured and torch.cuda.current_device() == 0
+    assert abs(found[0] - found[1]).max() < 1e-3 * abs(found[0]).max()
