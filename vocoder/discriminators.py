@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from speechgpt.vocoder.judge_layers import convolve, first, inner, place, score
-from speechgpt.vocoder.judge_shapes import Form, form_of
+from speechgpt.vocoder.judge_shapes import form_of
 from speechgpt.vocoder.judge_weights import weight_of
-from speechgpt.vocoder.weight_norm import WeightNorm
+from speechgpt.vocoder.weight_norm import WeightNorm, to_channels_last
 
 GROUPS = 16  # most groups of a convolution in the scale discriminators
 
@@ -30,7 +30,7 @@ class DiscriminatorConfig:
     zero_padding: bool = True  # False: reflection, as SpeechBrain pads
     spectral_norm: bool = True  # of the first scale, as published; False: weight norm there too
     weight_norm: bool = True  # False: plain weights
-    channels_last: bool = True  # memory layout of the weights on CUDA
+    channels_last: bool = True  # of runs before: the layout is now always the one that the kernels read
 
     def __post_init__(self):
         if not self.periods and not self.scales:
@@ -54,7 +54,7 @@ def build_discriminators(config: DiscriminatorConfig) -> "Judges":
         _rebuild_period(judge, config)
     for judge in judges.msd.discriminators:
         _rebuild_scale(judge, config)
-    return Judges(judges, config)
+    return to_channels_last(Judges(judges, config))
 
 
 class Judges(nn.Module):
@@ -74,54 +74,60 @@ class Judges(nn.Module):
         self.stacks += [Stack(judge, 0, False) for judge in judges.msd.discriminators]
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """Waveforms (B, 1, T) -> scores (B, S), and each discriminator's features, the last one the score's.
+        """Waveforms (B, 1, T) -> scores (B, S), and each discriminator's features, the last one its score.
 
-        Features (B, C, H, p) or (B, C, H) as SpeechBrain returns them: copies, where rows hold several groups.
+        Features are (B, C, H, p) or (B, C, H), as SpeechBrain's; copies, where rows hold several groups.
         """
-        scores, features = [], []
-        for stack, sound, dtype in self._parts(x):
-            found, layers = stack.run(sound, stack.weights(dtype))
-            scores.append(found)
-            features.append([stack.unfold(f, len(x)) for f in stack.features(layers, sound.shape[1])])
-            features[-1].append(found.view(len(x), 1, -1, *[stack.period] * bool(stack.period)))
+        scores, features, dtype = [], [], _precision(x)
+        with torch.autocast(x.device.type, enabled=False):
+            for stack, sound in zip(self.stacks, self._sounds(x), strict=True):
+                found, layers = stack.run(sound, stack.weights(dtype))
+                scores.append(found)
+                features.append([stack.unfold(f, len(x)) for f in stack.features(layers, sound.shape[1])])
+                features[-1].append(found.view(len(x), 1, -1, *[stack.period] * bool(stack.period)))
         return scores, features
 
     def scores(self, x: Tensor) -> list[Tensor]:
         """Waveforms (B, 1, T) -> scores (B, S) of every discriminator."""
-        return [stack.run(sound, stack.weights(dtype))[0] for stack, sound, dtype in self._parts(x)]
+        dtype = _precision(x)
+        with torch.autocast(x.device.type, enabled=False):
+            parts = zip(self.stacks, self._sounds(x), strict=True)
+            return [stack.run(sound, stack.weights(dtype))[0] for stack, sound in parts]
 
     def compare(self, fake: Tensor, real: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Two batches of waveforms (B, 1, T) -> scores (B, S) of `fake`, and the distance () of their features.
+        """Waveforms (B, 1, T) twice -> scores (B, S) of `fake`, and how far apart their features are ().
 
-        The distance is the mean over all layers of the mean absolute difference. `real` has no gradient, and
-        the weights, which are made once for both, have none either.
+        That is the mean over all layers of the mean absolute difference. `real` has no gradient, and the
+        weights, which are made once for both, have none either.
         """
-        scores, distances = [], []
-        pairs = zip(self._parts(fake), self._parts(real), strict=True)
-        for (stack, sound, dtype), (_, other, _) in pairs:
-            with torch.no_grad():
-                weights = stack.weights(dtype)
-                wanted, layers = stack.run(other, weights)
-                if stack.spectral and self.training:  # each pass estimates the norm anew
+        scores, distances, dtype = [], [], _precision(fake)
+        with torch.autocast(fake.device.type, enabled=False):
+            for stack, one, two in zip(self.stacks, self._sounds(fake), self._sounds(real), strict=True):
+                with torch.no_grad():
                     weights = stack.weights(dtype)
-            found, means = stack.run(sound, weights, layers)
-            scores.append(found)
-            distances += [*means, (found - wanted).abs().mean()]
+                    wanted, layers = stack.run(two, weights)
+                    if stack.spectral and self.training:  # each pass estimates the norm anew
+                        weights = stack.weights(dtype)
+                found, means = stack.run(one, weights, layers)
+                scores.append(found)
+                distances += [*means, (found - wanted).abs().mean()]
         return scores, torch.stack(distances).mean()
 
-    def _parts(self, x: Tensor) -> Iterator[tuple["Stack", Tensor, torch.dtype]]:
-        """Each discriminator, what it judges (B, T), and the precision."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        scale = 0
-        with torch.autocast(kind, enabled=False):
-            x = x.float()
-            for stack in self.stacks:
-                if not stack.period:
-                    for _ in range(self.first_scale if scale == 0 else 1):
-                        x = F.avg_pool1d(x, 4, 2, padding=2)
-                    scale += 1
-                yield stack, x.squeeze(1), dtype
+    def _sounds(self, x: Tensor) -> list[Tensor]:
+        """What each discriminator judges (B, T)."""
+        x, sounds = x.float(), []
+        for number, stack in enumerate(self.stacks):
+            if not stack.period:
+                first = number == 0 or self.stacks[number - 1].period
+                for _ in range(self.first_scale if first else 1):
+                    x = F.avg_pool1d(x, 4, 2, padding=2)
+            sounds.append(x.squeeze(1))
+        return sounds
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
 class Stack:

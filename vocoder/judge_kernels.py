@@ -6,6 +6,8 @@ ReLU also moves every number to where the next convolution reads it. `TRITON_INT
 on a CPU.
 """
 
+from math import gcd
+
 import torch
 import triton
 import triton.language as tl
@@ -13,8 +15,15 @@ from torch import Tensor
 
 from speechgpt.vocoder.judge_shapes import SLOPE, Form
 
+RUN = 8  # numbers of half precision that one load takes
 LINES, COLUMNS = 32, 128  # of the tile of one program
 PLAIN, WEIGHT_NORM, SPECTRAL_NORM = 0, 1, 2
+
+
+@triton.jit
+def _seen(begin, column, p, channels: tl.constexpr, q: tl.constexpr, c: tl.constexpr):
+    """Where the next convolution reads position p."""
+    return begin + (p // q) * (channels * q) + column + (p % q) * c
 
 
 @triton.jit(do_not_specialize=["lines", "rows_z", "rows_y", "length", "share"])
@@ -22,13 +31,15 @@ def _place(
     y, bias, z, against, parts, lines, rows_z, rows_y, length, share,
     channels: tl.constexpr, r: tl.constexpr, o: tl.constexpr, q: tl.constexpr, c: tl.constexpr,
     half: tl.constexpr, reflect: tl.constexpr, compare: tl.constexpr, slope: tl.constexpr,
-    block_l: tl.constexpr, block_w: tl.constexpr,
+    run: tl.constexpr, block_l: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
     """One program fills `block_l` rows times `block_w` columns of what the next convolution reads."""
     line = tl.program_id(0) * block_l + tl.arange(0, block_l)
     w = tl.program_id(1) * block_w + tl.arange(0, block_w)
     inside = (line < lines)[:, None] & (w < channels * q)[None, :]
-    channel = (w // (q * c)) * c + w % c
+    # Counted in runs: of single channels the compiler does not see that neighbours lie together.
+    u = w // run
+    u = u // (q * c // run) * (c // run) + u % (c // run)
     t = ((line % rows_z) * q)[:, None] + ((w // c) % q)[None, :] - half
     here = inside & (t >= 0) & (t < length)
     place = t
@@ -36,9 +47,11 @@ def _place(
         here = inside & (t >= -half) & (t < length + half)
         place = tl.where(t < 0, -t, tl.where(t >= length, 2 * (length - 1) - t, t))
     begin = (line // rows_z).to(tl.int64) * rows_y * (channels * r)
-    column = ((channel // o) * (r * o) + channel % o)[None, :] + (place % r) * o
+    column = (u // (o // run) * (r * o) + u % (o // run) * run + w % run)[None, :] + (place % r) * o
     value = tl.load(y + begin[:, None] + (place // r) * (channels * r) + column, mask=here, other=0.0)
-    value = value.to(tl.float32) + tl.load(bias + channel, mask=w < channels * q, other=0.0)[None, :]
+    value = (
+        value.to(tl.float32) + tl.load(bias + u * run + w % run, mask=w < channels * q, other=0.0)[None, :]
+    )
     value = tl.where(value > 0, value, value * slope)
     value = tl.where(here, value, 0.0).to(z.dtype.element_ty)
     target = line.to(tl.int64)[:, None] * (channels * q) + w[None, :]
@@ -56,34 +69,30 @@ def _place_back(
     gz, y, bias, against, gdistance, gy, sums, lines, rows_z, rows_y, length, share,
     channels: tl.constexpr, r: tl.constexpr, o: tl.constexpr, q: tl.constexpr, c: tl.constexpr,
     half: tl.constexpr, reflect: tl.constexpr, compare: tl.constexpr, learns: tl.constexpr,
-    slope: tl.constexpr, block_l: tl.constexpr, block_w: tl.constexpr,
+    slope: tl.constexpr, run: tl.constexpr, block_l: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
-    """One program fills `block_l` rows times `block_w` columns of y's gradient, and sums them for the bias."""
+    """One program fills `block_l` rows times `block_w` columns of y's gradient; their sums are the bias's."""
     line = tl.program_id(0) * block_l + tl.arange(0, block_l)
     w = tl.program_id(1) * block_w + tl.arange(0, block_w)
     inside = (line < lines)[:, None] & (w < channels * r)[None, :]
-    channel = (w // (r * o)) * o + w % o
+    u = w // run
+    u = u // (r * o // run) * (o // run) + u % (o // run)
     t = ((line % rows_y) * r)[:, None] + ((w // o) % r)[None, :]
     here = inside & (t < length)
     begin = ((line // rows_y).to(tl.int64) * rows_z * (channels * q))[:, None]
-    column = ((channel // c) * (q * c) + channel % c)[None, :]
-    p = t + half
-    where = begin + (p // q) * (channels * q) + column + (p % q) * c
+    column = (u // (c // run) * (q * c) + u % (c // run) * run + w % run)[None, :]
+    where = _seen(begin, column, t + half, channels, q, c)
     total = tl.load(gz + where, mask=here, other=0.0).to(tl.float32)
     if reflect:
-        p = half - t
-        total += tl.load(
-            gz + begin + (p // q) * (channels * q) + column + (p % q) * c,
-            mask=here & (t >= 1) & (t <= half), other=0.0,
-        ).to(tl.float32)  # fmt: skip
-        p = half + 2 * (length - 1) - t
-        total += tl.load(
-            gz + begin + (p // q) * (channels * q) + column + (p % q) * c,
-            mask=here & (t >= length - 1 - half) & (t <= length - 2), other=0.0,
-        ).to(tl.float32)  # fmt: skip
+        before = here & (t >= 1) & (t <= half)
+        mirrored = _seen(begin, column, half - t, channels, q, c)
+        total += tl.load(gz + mirrored, mask=before, other=0.0).to(tl.float32)
+        after = here & (t >= length - 1 - half) & (t <= length - 2)
+        mirrored = _seen(begin, column, half + 2 * (length - 1) - t, channels, q, c)
+        total += tl.load(gz + mirrored, mask=after, other=0.0).to(tl.float32)
     source = line.to(tl.int64)[:, None] * (channels * r) + w[None, :]
     value = tl.load(y + source, mask=here, other=0.0).to(tl.float32)
-    value += tl.load(bias + channel, mask=w < channels * r, other=0.0)[None, :]
+    value += tl.load(bias + u * run + w % run, mask=w < channels * r, other=0.0)[None, :]
     if compare:
         mine = tl.where(value > 0, value, value * slope).to(gy.dtype.element_ty).to(tl.float32)
         other = tl.load(against + where, mask=here, other=0.0).to(tl.float32)
@@ -92,9 +101,11 @@ def _place_back(
     total = tl.where(here, tl.where(value > 0, total, total * slope), 0.0)
     tl.store(gy + source, total.to(gy.dtype.element_ty), mask=inside)
     if learns:
-        tl.store(
-            sums + tl.program_id(0) * (channels * r) + w, tl.sum(total, 0), mask=w < channels * r
-        )
+        tl.store(sums + tl.program_id(0) * (channels * r) + w, tl.sum(total, 0), mask=w < channels * r)
+
+
+def _run(source: Form, target: Form) -> int:
+    return gcd(source.outputs, target.inputs, RUN)
 
 
 class Place(torch.autograd.Function):
@@ -112,16 +123,16 @@ class Place(torch.autograd.Function):
         shape = (channels, source.block, source.outputs, target.samples, target.inputs, target.half, reflect)
         _place[grid](
             y, bias, z, against if compare else z, parts, lanes * rows_z, rows_z, rows_y, length, share,
-            *shape, compare, SLOPE, LINES, COLUMNS, num_warps=4,
+            *shape, compare, SLOPE, _run(source, target), LINES, COLUMNS, num_warps=4,
         )  # fmt: skip
         ctx.save_for_backward(y, bias, against)
-        ctx.plan = rows_z, length, share, shape
+        ctx.plan = rows_z, length, share, shape, _run(source, target)
         return (z, parts.sum()) if compare else z
 
     @staticmethod
     def backward(ctx, gz: Tensor, gdistance: Tensor | None = None):
         y, bias, against = ctx.saved_tensors
-        rows_z, length, share, shape = ctx.plan
+        rows_z, length, share, shape, run = ctx.plan
         gz, gy, (lanes, rows_y, width) = gz.contiguous(), torch.empty_like(y), y.shape
         grid = (triton.cdiv(lanes * rows_y, LINES), triton.cdiv(width, COLUMNS))
         learns, compare = ctx.needs_input_grad[1], against is not None
@@ -129,7 +140,7 @@ class Place(torch.autograd.Function):
         _place_back[grid](
             gz, y, bias, against if compare else gz, gdistance if compare else bias, gy, sums,
             lanes * rows_y, rows_z, rows_y, length, share,
-            *shape, compare, learns, SLOPE, LINES, COLUMNS, num_warps=4,
+            *shape, compare, learns, SLOPE, run, LINES, COLUMNS, num_warps=4,
         )  # fmt: skip
         _, r, o, *_ = shape
         gbias = sums.view(grid[0], -1, r, o).sum((0, 2)).reshape(-1) if learns else None
@@ -196,7 +207,7 @@ def _narrow(
 class Widen(torch.autograd.Function):
     """(v, g) -> the weight that is computed with. See `judge_weights.widen`.
 
-    g: weight norm's (O, 1, ...), spectral norm's sigma (), or None. `singular`: u (O,) and v (I * k,) of sigma.
+    g: weight norm's (O, 1, ...), spectral norm's sigma (), or None. `singular`: its u (O,), v (I * k,).
     """
 
     @staticmethod

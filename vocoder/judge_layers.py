@@ -15,7 +15,7 @@ ALIGNED = 8  # columns of a product that tensor cores take
 
 
 def first(lanes: Tensor, wide: Tensor, form: Form, reflect: bool) -> Tensor:
-    """The convolution of one channel (N, T), which is a matrix product over windows -> (N, rows, block * O)."""
+    """The convolution of one channel (N, T), as a matrix product over windows -> (N, rows, block * O)."""
     samples, half = lanes.shape[1], form.half
     rows = form.rows_in(samples)
     if reflect:
@@ -76,7 +76,7 @@ def _placed(
 
 
 def inner(z: Tensor, form: Form, length: int) -> Tensor:
-    """What counts of z (N, rows, G * q * I): (N, T, C). A view where there is one group or one sample a row."""
+    """What counts in z (N, rows, G * q * I): (N, T, C), a view where rows have one group or one sample."""
     z = z.unflatten(2, (form.groups, form.samples, form.inputs)).transpose(2, 3)  # N rows q G I
     return z.flatten(3).flatten(1, 2)[:, form.half : form.half + length]
 

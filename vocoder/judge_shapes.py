@@ -1,9 +1,9 @@
 """How a convolution of a discriminator is computed: which samples stand in a row, which outputs it makes.
 
-A grouped or strided convolution of few channels is slow on a GPU. `block` outputs that stand beside each other
-see one window of neighbouring samples; taken as the channels of a row, they make of it a convolution of
+A grouped or strided convolution of few channels is slow on a GPU. But `block` outputs that stand beside each
+other see one window of neighbouring samples; taken as the channels of a row, they make of it a convolution of
 stride 1 over rows of stride * block samples, whose weight holds the kernel `block` times, each shifted by a
-stride, zeros around it. More products, of which many are with zeros, but wide ones. The sums are the same.
+stride, zeros around it. More products, of which some are with zeros, but wide ones. The sums are the same.
 """
 
 from dataclasses import dataclass
@@ -71,8 +71,8 @@ class Form:
 def form_of(inputs: int, outputs: int, groups: int, kernel: int, stride: int) -> Form:
     """The form that was fastest where it was measured, for channels in all.
 
-    On an H100 in bfloat16: strides of 3 as two taps over rows of 3 samples up to 128 channels, directly above;
-    groups by rows that make 128 outputs of each.
+    On an H100 in bfloat16: strides of 3 as two taps over rows of 3 samples up to 128 channels, above
+    directly; groups by rows that make 128 outputs of each.
     """
     shape = (inputs // groups, outputs // groups, groups, kernel, stride)
     if inputs == 1:

@@ -1,4 +1,4 @@
-"""The weights of a discriminator's convolutions as they are computed with: normed, widened, in one precision."""
+"""The weights of a discriminator's convolutions as they are computed with: normed, widened, rounded."""
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,6 @@ def widen(
         flat = g.reshape(-1, 1, 1)
         weight = weight * (flat / weight.norm(dim=(1, 2), keepdim=True)) if g.dim() else weight / flat
     room = form.window - form.kernel
-    shifted = [
-        F.pad(weight, (n * form.stride, room - n * form.stride)) for n in range(form.block)
-    ]
+    shifted = [F.pad(weight, (n * form.stride, room - n * form.stride)) for n in range(form.block)]
     wide = torch.stack([part.unflatten(0, (form.groups, -1)) for part in shifted], 1)  # G block o I window
     return wide.transpose(-1, -2).reshape(form.channels_out * form.block, -1).to(dtype)
