@@ -111,17 +111,24 @@ def test_a_segment_too_short_to_reflect_is_named():
 
 def test_a_steps_arithmetic_counts_groups():
     config = replace(TrainConfig(), batch_size=2, segment_frames=4)
-    only = Released(NARROW)
-    only.mpd = nn.Identity()  # (a, b) of a list: nothing judges
-    only.mpd.forward = lambda x: ([], [])
+    only = _Scales()
     counted = 0
-    for scale, samples in zip(only.msd.discriminators, (1280, 641, 321), strict=True):
+    for scale, samples in zip(only.judges.discriminators, (1280, 641, 321), strict=True):
         for conv in [*scale.convs, scale.conv_post]:
             kernel, stride = conv.kernel_size[0], conv.stride[0]
             samples = (samples + 2 * (kernel // 2) - kernel) // stride + 1
             counted += 2 * samples * kernel * conv.out_channels * conv.in_channels // conv.groups
     generator = step_flops(config, _Silent())
     assert step_flops(config, only) - generator == 2 * 9 * counted
+
+
+class _Scales(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.judges = Released(NARROW).msd
+
+    def forward(self, x):
+        return self.judges(x)
 
 
 class _Silent(nn.Module):
