@@ -87,8 +87,10 @@ def _place_back(
         before = here & (t >= 1) & (t <= half)
         mirrored = _seen(begin, column, half - t, channels, q, c)
         total += tl.load(gz + mirrored, mask=before, other=0.0).to(tl.float32)
-        after = here & (t >= length - 1 - half) & (t <= length - 2)
-        mirrored = _seen(begin, column, half + 2 * (length - 1) - t, channels, q, c)
+        # What no window reaches is not held.
+        p = half + 2 * (length - 1) - t
+        after = here & (t >= length - 1 - half) & (t <= length - 2) & (p < rows_z * q)
+        mirrored = _seen(begin, column, p, channels, q, c)
         total += tl.load(gz + mirrored, mask=after, other=0.0).to(tl.float32)
     source = line.to(tl.int64)[:, None] * (channels * r) + w[None, :]
     value = tl.load(y + source, mask=here, other=0.0).to(tl.float32)

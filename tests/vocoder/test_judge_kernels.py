@@ -23,16 +23,16 @@ scale = [(1, 16, 1, 15, 1), (16, 16, 4, 41, 2), (16, 32, 16, 41, 2), (32, 32, 16
 period = [(1, 16, 1, 5, 3), (16, 24, 1, 5, 3), (24, 144, 1, 5, 3), (144, 48, 1, 5, 3), (48, 1, 1, 3, 1)]
 for plan, reflect in ((scale, False), (period, True)):
     forms = [form_of(*layer) for layer in plan]
-    for n, (source, target) in enumerate(zip(forms, forms[1:])):
-        compare = n % 2 == 0
-        y = torch.randn(2, 23 // source.block + 2, source.channels_out * source.block, requires_grad=True)
+    for n, (source, target) in enumerate([*zip(forms, forms[1:])] * (3 if reflect else 1)):
+        compare, length = n % 2 == 0, 23 + n % 3
+        y = torch.randn(2, 25 // source.block + 2, source.channels_out * source.block, requires_grad=True)
         bias = torch.randn(source.channels_out, requires_grad=True)
-        other = torch.randn(2, target.rows_in(23), source.channels_out * target.samples) if compare else None
+        other = torch.randn(2, target.rows_in(length), source.channels_out * target.samples) if compare else None
         results, towards = [], None
         for function in (Place.apply, judge_layers._placed):
-            arguments = (other, source, target, 23, reflect)
+            arguments = (other, source, target, length, reflect)
             if function is judge_layers._placed:
-                arguments = (source, target, 23, reflect, other)
+                arguments = (source, target, length, reflect, other)
             out = function(y, bias, *arguments)
             z, distance = out if isinstance(out, tuple) else (out, None)
             towards = torch.randn_like(z) if towards is None else towards
