@@ -27,7 +27,8 @@ for plan, reflect in ((scale, False), (period, True)):
         compare, length = n % 2 == 0, 23 + n % 3
         y = torch.randn(2, 25 // source.block + 2, source.channels_out * source.block, requires_grad=True)
         bias = torch.randn(source.channels_out, requires_grad=True)
-        other = torch.randn(2, target.rows_in(length), source.channels_out * target.samples) if compare else None
+        other = torch.randn(2, target.rows_in(length), source.channels_out * target.samples)
+        other = other if compare else None
         results, towards = [], None
         for function in (Place.apply, judge_layers._placed):
             arguments = (other, source, target, length, reflect)
