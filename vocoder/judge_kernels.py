@@ -64,7 +64,10 @@ def _place(
         tl.store(parts + number, tl.sum(tl.sum(distance, 1), 0) * share)
 
 
-@triton.jit(do_not_specialize=["lines", "rows_z", "rows_y", "length", "share"])
+@triton.jit(
+    do_not_specialize=["lines", "rows_z", "rows_y", "length", "share"],
+    do_not_specialize_on_alignment=["gdistance"],  # one of many numbers side by side
+)
 def _place_back(
     gz, y, bias, against, gdistance, gy, sums, lines, rows_z, rows_y, length, share,
     channels: tl.constexpr, r: tl.constexpr, o: tl.constexpr, q: tl.constexpr, c: tl.constexpr,
