@@ -1,10 +1,10 @@
-"""SpeechBrain's HiFi-GAN discriminators, set up to train fast.
+"""SpeechBrain's HiFi-GAN discriminators, computed in fast forms: the same weights, names and sums.
 
-The modules and their forward passes are SpeechBrain's. What a config may change: which periods and how many
-scales judge, their width, padding inside the period discriminators (the paper's zeros, which the convolution
-does itself, instead of reflection), memory layout, norms of weights.
+What a config may change: which periods and how many scales judge, their width, padding inside the period
+discriminators (the paper's zeros instead of reflection), norms of weights.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from speechgpt.vocoder.weight_norm import WeightNorm
+from speechgpt.vocoder.judge_layers import convolve, first, inner, place, score
+from speechgpt.vocoder.judge_shapes import form_of
+from speechgpt.vocoder.judge_weights import weight_of
+from speechgpt.vocoder.weight_norm import WeightNorm, to_channels_last
 
 GROUPS = 16  # most groups of a convolution in the scale discriminators
 
@@ -27,19 +30,15 @@ class DiscriminatorConfig:
     zero_padding: bool = True  # False: reflection, as SpeechBrain pads
     spectral_norm: bool = True  # of the first scale, as published; False: weight norm there too
     weight_norm: bool = True  # False: plain weights
-    channels_last: bool = True  # memory layout of the convolutions on CUDA
+    channels_last: bool = True  # of runs before: the layout is now always the one that the kernels read
 
     def __post_init__(self):
         if not self.periods and not self.scales:
             raise ValueError("discriminator config: no periods and no scales, so nothing judges")
 
 
-def build_discriminators(config: DiscriminatorConfig, least_group: int = 0) -> nn.Module:
-    """A module: waveforms (B, 1, T) -> (list of scores (B, S), list of lists of features).
-
-    `least_group`: channels that a group of a grouped convolution has at least when it is computed; the sums
-    stay the same.
-    """
+def build_discriminators(config: DiscriminatorConfig) -> "Judges":
+    """SpeechBrain's discriminators of the config's sizes, with PyTorch's first weights."""
     from speechbrain.lobes.models.HifiGAN import (
         DiscriminatorP,
         DiscriminatorS,
@@ -48,78 +47,147 @@ def build_discriminators(config: DiscriminatorConfig, least_group: int = 0) -> n
 
     judges = HifiganDiscriminator()
     judges.mpd.discriminators = nn.ModuleList(DiscriminatorP(p) for p in config.periods)
-    last = config.first_scale + config.scales
     judges.msd.discriminators = nn.ModuleList(
         DiscriminatorS(use_spectral_norm=config.spectral_norm and i == 0) for i in range(config.scales)
     )
-    if config.first_scale:
-        judges.msd = _Averaged(judges.msd, config.first_scale)
-    elif last > len(judges.msd.meanpools) + 1:
-        judges.msd.meanpools = nn.ModuleList(nn.AvgPool1d(4, 2, padding=2) for _ in range(last - 1))
     for judge in judges.mpd.discriminators:
         _rebuild_period(judge, config)
-    for judge in _scales(judges):
-        _rebuild_scale(judge, config, least_group)
-    return judges
+    for judge in judges.msd.discriminators:
+        _rebuild_scale(judge, config)
+    return to_channels_last(Judges(judges, config))
 
 
-class ReflectingConv2d(nn.Conv2d):
-    """Pads the height by reflection: rows put beside each other, which keeps the channels innermost."""
+class Judges(nn.Module):
+    """Period and scale discriminators; their modules hold the weights, under SpeechBrain's names.
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x (B, C, H, W); the convolution itself pads nothing."""
-        size = self.kernel_size[0] // 2
-        if x.shape[2] <= size:
-            raise ValueError(f"a height of {x.shape[2]} cannot be reflected by {size}: use longer segments")
-        before = [x[:, :, i : i + 1] for i in range(size, 0, -1)]
-        after = [x[:, :, -i - 1 : -i] for i in range(1, size + 1)]
-        return super()._conv_forward(torch.cat([*before, x, *after], 2), weight, bias)
-
-
-class MergedConv1d(nn.Conv1d):
-    """A grouped convolution whose groups of few channels are computed several at once.
-
-    A GPU's matrix products sum 16 channels at least, and are slow below 32. The weight stays as it is; the
-    one that is computed with holds it on its block diagonal, exact zeros elsewhere.
+    Under autocast all is computed in its precision, sums and scores in float32.
     """
 
-    merged = 1  # groups computed as one
-
-    def merge(self, least: int) -> "MergedConv1d":
-        """Groups of `least` input channels or more, as near as doubling comes."""
-        while self.in_channels // self.groups * self.merged < least and self.groups % (2 * self.merged) == 0:
-            self.merged *= 2
-        return self
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.merged == 1:
-            return super()._conv_forward(x, weight, bias)
-        groups, (outputs, inputs, taps) = self.groups // self.merged, weight.shape
-        diagonal = torch.eye(self.merged, dtype=weight.dtype, device=weight.device)
-        # Taps before channels in memory if the weight is so: the layout decides cuDNN's kernel.
-        parts = weight.transpose(1, 2).reshape(groups, self.merged, -1, taps, 1, inputs)
-        wide = parts * diagonal.view(1, self.merged, 1, 1, self.merged, 1)
-        wide = wide.reshape(outputs, taps, self.merged * inputs).transpose(1, 2)  # O m*I k
-        wide = wide if weight.stride(1) == 1 else wide.contiguous()
-        return F.conv1d(x, wide, bias, self.stride, self.padding, self.dilation, groups)
-
-
-class _Averaged(nn.Module):
-    """The scale discriminators, on a waveform averaged down first."""
-
-    def __init__(self, judges: nn.Module, times: int):
+    def __init__(self, judges: nn.Module, config: DiscriminatorConfig):
         super().__init__()
-        self.judges, self.pool, self.times = judges, nn.AvgPool1d(4, 2, padding=2), times
-        judges.meanpools = nn.ModuleList(nn.AvgPool1d(4, 2, padding=2) for _ in judges.discriminators)
+        self.mpd, self.msd, self.first_scale = judges.mpd, judges.msd, config.first_scale
+        if config.first_scale:
+            self.msd = nn.Module()
+            self.msd.judges = judges.msd
+        reflect = not config.zero_padding
+        self.stacks = [Stack(judge, judge.period, reflect) for judge in judges.mpd.discriminators]
+        self.stacks += [Stack(judge, 0, False) for judge in judges.msd.discriminators]
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        for _ in range(self.times):
-            x = self.pool(x)
-        return self.judges(x)
+        """Waveforms (B, 1, T) -> scores (B, S), and each discriminator's features, the last one its score.
+
+        Features are (B, C, H, p) or (B, C, H), as SpeechBrain's; copies, where rows hold several groups.
+        """
+        scores, features, dtype = [], [], _precision(x)
+        with torch.autocast(x.device.type, enabled=False):
+            for stack, sound in zip(self.stacks, self._sounds(x), strict=True):
+                found, layers = stack.run(sound, stack.weights(dtype))
+                scores.append(found)
+                features.append([stack.unfold(f, len(x)) for f in stack.features(layers, sound.shape[1])])
+                features[-1].append(found.view(len(x), 1, -1, *[stack.period] * bool(stack.period)))
+        return scores, features
+
+    def scores(self, x: Tensor) -> list[Tensor]:
+        """Waveforms (B, 1, T) -> scores (B, S) of every discriminator."""
+        dtype = _precision(x)
+        with torch.autocast(x.device.type, enabled=False):
+            parts = zip(self.stacks, self._sounds(x), strict=True)
+            return [stack.run(sound, stack.weights(dtype))[0] for stack, sound in parts]
+
+    def compare(self, fake: Tensor, real: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Waveforms (B, 1, T) twice -> scores (B, S) of `fake`, and how far apart their features are ().
+
+        That is the mean over all layers of the mean absolute difference. `real` has no gradient, and the
+        weights, which are made once for both, have none either.
+        """
+        scores, distances, dtype = [], [], _precision(fake)
+        with torch.autocast(fake.device.type, enabled=False):
+            for stack, one, two in zip(self.stacks, self._sounds(fake), self._sounds(real), strict=True):
+                with torch.no_grad():
+                    weights = stack.weights(dtype)
+                    wanted, layers = stack.run(two, weights)
+                    if stack.spectral and self.training:  # each pass estimates the norm anew
+                        weights = stack.weights(dtype)
+                found, means = stack.run(one, weights, layers)
+                scores.append(found)
+                distances += [*means, (found - wanted).abs().mean()]
+        return scores, torch.stack(distances).mean()
+
+    def _sounds(self, x: Tensor) -> list[Tensor]:
+        """What each discriminator judges (B, T)."""
+        x, sounds = x.float(), []
+        for number, stack in enumerate(self.stacks):
+            if not stack.period:
+                first = number == 0 or self.stacks[number - 1].period
+                for _ in range(self.first_scale if first else 1):
+                    x = F.avg_pool1d(x, 4, 2, padding=2)
+            sounds.append(x.squeeze(1))
+        return sounds
 
 
-def _scales(judges: nn.Module) -> nn.ModuleList:
-    return (judges.msd.judges if isinstance(judges.msd, _Averaged) else judges.msd).discriminators
+def _precision(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+class Stack:
+    """One discriminator's convolutions with the forms they are computed in. `period` 0: of a scale."""
+
+    def __init__(self, judge: nn.Module, period: int, reflect: bool):
+        self.period, self.reflect = period, reflect
+        # SpeechBrain's own convolution is within a wrapper.
+        self.layers = [getattr(layer, "conv", layer) for layer in [*judge.convs, judge.conv_post]]
+        self.forms = [
+            form_of(c.in_channels, c.out_channels, c.groups, c.kernel_size[0], c.stride[0])
+            for c in self.layers
+        ]
+        self.spectral = hasattr(self.layers[0], "weight_orig")
+
+    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+        return [weight_of(conv, form, dtype) for conv, form in zip(self.layers, self.forms, strict=True)]
+
+    def run(
+        self, x: Tensor, weights: list[Tensor], against: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x (B, T) -> scores (B, S) float32, and the layers' activations as they are laid out.
+
+        With `against`, another run's activations: in their place the mean distances to them, each ().
+        """
+        lanes = self.fold(x)
+        y = first(lanes, weights[0], self.forms[0], self.reflect)
+        length, found = self.forms[0].length(lanes.shape[1]), []
+        for n, (source, target) in enumerate(zip(self.forms, self.forms[1:], strict=False)):
+            other = against[n] if against is not None else None
+            z, distance = place(y, self.layers[n].bias, source, target, length, self.reflect, other)
+            found.append(z if distance is None else distance)
+            length = target.length(length)
+            if n < len(self.forms) - 2:
+                y = convolve(z, weights[n + 1], target)
+        scores = score(z, weights[-1], self.layers[-1].bias)  # N H
+        if self.period:
+            scores = scores.unflatten(0, (-1, self.period)).transpose(1, 2)  # B H p
+        return scores.flatten(1) if self.period else scores, found
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(B, T) -> lanes (N, H): each of a period's phases for itself."""
+        if not self.period:
+            return x
+        missing = -x.shape[1] % self.period
+        x = F.pad(x, (0, missing), "reflect") if missing else x
+        return x.unflatten(1, (-1, self.period)).transpose(1, 2).flatten(0, 1)  # B*p H
+
+    def features(self, layers: list[Tensor], samples: int) -> Iterator[Tensor]:
+        """Of the activations that `run` returned: (N, C, H)."""
+        length = -(-samples // max(1, self.period))
+        for z, form, target in zip(layers, self.forms, self.forms[1:], strict=False):
+            length = form.length(length)
+            yield inner(z, target, length).transpose(1, 2)
+
+    def unfold(self, feature: Tensor, batch: int) -> Tensor:
+        """(N, C, H) -> (B, C, H, p), or (B, C, H) as it is of a scale."""
+        if not self.period:
+            return feature
+        return feature.unflatten(0, (batch, self.period)).permute(0, 2, 3, 1)
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -130,33 +198,27 @@ def _scaled(channels: int, width: float) -> int:
 def _rebuild_period(judge: nn.Module, config: DiscriminatorConfig) -> None:
     for layer in [*judge.convs, judge.conv_post]:
         old = layer.conv
-        kind = nn.Conv2d if config.zero_padding else ReflectingConv2d
-        conv = kind(
+        conv = nn.Conv2d(
             _scaled(old.in_channels, config.period_width),
             _scaled(old.out_channels, config.period_width),
             old.kernel_size,
             old.stride,
         )
-        layer.in_channels = conv.in_channels
-        layer.padding = "valid"  # the wrapper pads nothing: the convolution pads itself
-        if config.zero_padding:
-            conv.padding = (old.kernel_size[0] // 2, 0)
         layer.conv = _norm(conv, config)
 
 
-def _rebuild_scale(judge: nn.Module, config: DiscriminatorConfig, least_group: int) -> None:
+def _rebuild_scale(judge: nn.Module, config: DiscriminatorConfig) -> None:
     def rebuild(old: nn.Module) -> nn.Module:
-        if hasattr(old, "weight_orig"):  # spectral norm: only its layout is ours
-            if config.scale_width == 1 and not least_group:
-                return old
-        conv = MergedConv1d(
+        if hasattr(old, "weight_orig") and config.scale_width == 1:
+            return old
+        conv = nn.Conv1d(
             _scaled(old.in_channels, config.scale_width),
             _scaled(old.out_channels, config.scale_width),
             old.kernel_size[0],
             old.stride[0],
             old.padding[0],
             groups=old.groups,
-        ).merge(least_group)
+        )
         return nn.utils.spectral_norm(conv) if hasattr(old, "weight_orig") else _norm(conv, config)
 
     judge.convs = nn.ModuleList(rebuild(conv) for conv in judge.convs)

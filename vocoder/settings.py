@@ -19,7 +19,6 @@ MAY_CHANGE = (
     "check_rows",
     "cuda_graphs",
     "compile",
-    "least_group",
 )
 
 
@@ -47,8 +46,7 @@ class TrainConfig:
     ema: float = 0.0  # of the generator's weights a step; the average is what is saved
     precision: str = "float32"  # float32 | bf16 (autocast)
     cuda_graphs: bool = True  # replay captured steps on CUDA; falls back to eager steps with a warning
-    compile: bool = False  # torch.compile of generator and discriminators, on CUDA
-    least_group: int = 0  # channels: smaller groups of the discriminators are computed several at once
+    compile: bool = False  # torch.compile of the generator, on CUDA
     generator_channels_last: bool = False
     checkpoint_seconds: float = 600.0
     log_every: int = 50  # steps between looks at the losses; on CUDA also between checks for non-finite ones

@@ -13,7 +13,6 @@ from speechgpt.vocoder.losses import (
     adversarial_loss,
     discriminator_loss,
     duration_loss,
-    feature_loss,
     mel_loss,
 )
 from speechgpt.vocoder.pool import Batch
@@ -21,7 +20,6 @@ from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.training_generator import fast_generate
 from speechgpt.vocoder.weight_norm import to_channels_last
 
-RECOMPILE_LIMIT = 64  # eight discriminators share one forward, each in three variants
 REPLAY_TOLERANCE = 0.02  # of the mel loss, between an eager and a captured step of the same weights
 LOSS_NAMES = ("mel", "durations", "discriminator", "adversarial", "features", "generator_norm", "judge_norm")
 
@@ -38,8 +36,6 @@ class Steps:
         self.device = model.device
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         on_cuda = self.device.type == "cuda"
-        if on_cuda and config.discriminator.channels_last:
-            to_channels_last(judges)
         if on_cuda and config.generator_channels_last:
             to_channels_last(model)
         self.mel = LogMel(model.sample_rate).to(self.device)
@@ -54,7 +50,7 @@ class Steps:
         self.fake: Tensor | None = None
         self.generate = model.generate
         if on_cuda and config.compile:
-            self._compile()
+            self.generate = torch.compile(model.generate, dynamic=False)
         capture, several = on_cuda and config.cuda_graphs, self.world > 1
         if capture and config.precision == "bf16" and not config.compile:
             self.generate = fast_generate(model)  # hundreds of launches: eager steps would wait for them
@@ -81,15 +77,6 @@ class Steps:
             fused=True,
             capturable=on_cuda and config.cuda_graphs,
         )
-
-    def _compile(self) -> None:
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        self.generate = torch.compile(self.model.generate, dynamic=False)
-        for judge in self.judges.modules():
-            # The old spectral norm sets attributes in a hook, which the compiler does not follow.
-            plain = not any(hasattr(m, "weight_orig") for m in judge.modules())
-            if type(judge).__name__ in ("DiscriminatorP", "DiscriminatorS") and plain:
-                judge.compile(dynamic=False)
 
     def warm(self, batch: Batch, rate: float) -> None:
         """A step on the mel and duration losses alone."""
@@ -175,7 +162,7 @@ class Steps:
         # Real and made sound in one batch: half the launches, and each weight norm once.
         both = torch.cat([self.batch.audio, self.fake.detach()]).unsqueeze(1)  # 2B 1 T
         with self._autocast():
-            scores, _ = self.judges(both)
+            scores = self.judges.scores(both)
         half = len(self.batch.audio)
         loss = discriminator_loss([s[:half] for s in scores], [s[half:] for s in scores])
         self.losses["discriminator"].copy_(loss.detach())
@@ -186,10 +173,8 @@ class Steps:
         self.generator_optimizer.zero_grad(set_to_none=True)
         self.judges.requires_grad_(False)
         with self._autocast():
-            with torch.no_grad():
-                _, features_real = self.judges(self.batch.audio.unsqueeze(1))
-            scores, features = self.judges(self.fake.unsqueeze(1))
-        adversarial, distance = adversarial_loss(scores), feature_loss(features, features_real)
+            scores, distance = self.judges.compare(self.fake.unsqueeze(1), self.batch.audio.unsqueeze(1))
+        adversarial = adversarial_loss(scores)
         self.losses["adversarial"].copy_(adversarial.detach())
         self.losses["features"].copy_(distance.detach())
         weights = self.config.loss
@@ -279,6 +264,15 @@ class Steps:
             # The run that was saved may have had another device, or no graphs.
             for group, (rate, capturable) in zip(optimizer.param_groups, mine, strict=True):
                 group["lr"], group["capturable"] = rate, capturable
+            _lay_out(optimizer)
         for mine, stored in zip(self.average, state["average"], strict=True):
             mine.copy_(stored)
         self.done.copy_(state["done"])
+
+
+def _lay_out(optimizer: torch.optim.AdamW) -> None:
+    """Gives averages their weights' memory layout, which a fused update supposes: the run may be older."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight.detach()).copy_(value)

@@ -106,9 +106,7 @@ class Run:
             raise ValueError(f"batch_size {config.batch_size} cannot be shared by {self.world} processes")
         torch.manual_seed(config.seed)
         model = UnitVocoder(plan).add_weight_norm().to(device)
-        self.steps = Steps(
-            model, build_discriminators(config.discriminator, config.least_group).to(device), config
-        )
+        self.steps = Steps(model, build_discriminators(config.discriminator).to(device), config)
         self.step, self.seconds, self.log = 0, 0.0, []
         self.captures = device.type == "cuda" and config.cuda_graphs
         self.every = config.log_every if device.type == "cuda" else 1

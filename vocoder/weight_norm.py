@@ -22,10 +22,12 @@ class WeightNorm(nn.Module):
 
 
 def to_channels_last(module: nn.Module) -> nn.Module:
-    """Lays every convolution's weight out channel-innermost, in place: cuDNN then keeps activations so."""
-    for weight in module.parameters():
-        if weight.dim() == 4 and weight[0].numel() > 1:
+    """Lays convolutions' weights out channel-innermost, in place; spectral norm's stay, being matrices."""
+    for name, weight in module.named_parameters():
+        if name.endswith("weight_orig") or weight.dim() < 3 or weight[0].numel() == 1:
+            continue
+        if weight.dim() == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        elif weight.dim() == 3 and weight[0].numel() > 1:
+        elif weight.dim() == 3:
             weight.data = weight.data.transpose(1, 2).contiguous().transpose(1, 2)
     return module

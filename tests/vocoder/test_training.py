@@ -100,6 +100,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(train_config, corpus,
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+def test_averages_of_an_older_run_take_the_layout_of_their_weights(train_config, corpus, tmp_path):
+    """Runs from before the discriminators' rows kept weights, and averages of gradients, in another order."""
+    training = make_run(replace(train_config, warmup_steps=0), corpus, tmp_path)
+    training.one_step()
+    state = training.steps.state_dict()
+    before = [v.clone() for s in state["judge_optimizer"]["state"].values() for v in s.values()]
+    for averages in state["judge_optimizer"]["state"].values():
+        for name, value in averages.items():
+            averages[name] = value.contiguous()
+    later = make_run(replace(train_config, warmup_steps=0), corpus, tmp_path)
+    later.steps.load_state_dict(state)
+    optimizer, moved = later.steps.judge_optimizer, 0
+    for weight, averages in optimizer.state.items():
+        assert averages["exp_avg"].stride() == weight.stride()
+        moved += not weight.is_contiguous()
+    after = [v for averages in optimizer.state.values() for v in averages.values()]
+    assert moved and all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 def test_minutes_end_the_training(train_config, corpus, tmp_path):
     report = run(replace(train_config, steps=10**6, max_minutes=1e-4), corpus, tmp_path)
     assert report["stopped_by"] == "max_minutes" and 0 < report["steps"] < 1000
