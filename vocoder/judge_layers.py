@@ -1,8 +1,8 @@
 """The layers of a discriminator over rows: between them no number is moved but by the pass that activates it.
 
 A tensor between layers is (N lanes, rows, groups * samples * channels), as `judge_shapes` says. On a GPU the
-convolutions are the libraries', what stands between them is `judge_kernels`'; elsewhere the same sums are
-PyTorch's.
+convolutions are the libraries', what stands between them in half precision is `judge_kernels`'. Elsewhere,
+and in float32, which is what the kernels are held to, the same sums are PyTorch's.
 """
 
 import torch
@@ -47,7 +47,7 @@ def place(
     """
     if reflect and length <= target.half:
         raise ValueError(f"a height of {length} cannot be reflected by {target.half}: use longer segments")
-    if y.is_cuda:
+    if y.is_cuda and y.dtype != torch.float32:
         from speechgpt.vocoder.judge_kernels import Place
 
         found = Place.apply(y.contiguous(), bias, against, source, target, length, reflect)

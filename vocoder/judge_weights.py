@@ -42,7 +42,7 @@ def widen(
     Row (group, shift, output) holds that output's kernel `shift` strides on, taps before channels. g: weight
     norm's (O, 1, ...), or spectral norm's sigma () of the vectors `singular`, or None.
     """
-    if v.is_cuda:
+    if v.is_cuda and dtype != torch.float32:
         from speechgpt.vocoder.judge_kernels import Widen
 
         return Widen.apply(v, g, singular, form, dtype)

@@ -332,6 +332,7 @@ def test_a_compiled_model_learns_on_a_gpu_what_an_eager_one_does_from_padded_bat
     """In bf16 it errs no more from float32's gradients than the eager one does on the padded batch."""
     rows = drawn_rows([70, 190, 120, 30, 260, 33])
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    sizes["initializer_range"] = 0.05  # at 0.3 attention is so sharp that bf16 errs by 38 %
     results = []
     for packed, half in ((False, False), (False, True), (True, True)):
         torch.manual_seed(0)

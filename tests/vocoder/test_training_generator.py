@@ -25,9 +25,9 @@ TINY = VocoderConfig(
 )
 
 
-def made(config: VocoderConfig) -> UnitVocoder:
+def made(config: VocoderConfig, seed: int = 0) -> UnitVocoder:
     """Weights so loud that the last tanh bends, biases that differ."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = UnitVocoder(config).add_weight_norm()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -240,8 +240,10 @@ def test_on_a_gpu(name):
     assert found["waveform"] < 1e-4
     # cuDNN adds up in other orders: now and then a leaky ReLU's input falls on the other side of zero.
     assert max(found.values()) < 1e-2, {n: v for n, v in found.items() if v >= 1e-2}
-    own, fast, waveform = half_errors(model, frames)
-    assert 1e-4 < fast < 1.6 * own and waveform < 0.05, (own, fast, waveform)
+    # One draw's ratio lies anywhere between 0.4 and 2, by which leaky ReLUs rounding turns: of many draws.
+    errors = torch.tensor([half_errors(made(config, seed).cuda(), frames) for seed in range(8)])
+    own, fast, waveform = errors.square().mean(0).sqrt().tolist()
+    assert 1e-4 < fast < 1.4 * own and waveform < 0.05, (own, fast, waveform)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
