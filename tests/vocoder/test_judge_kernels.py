@@ -115,8 +115,12 @@ def test_on_a_gpu(zeros, width):
 
     torch.manual_seed(0)
     config = DiscriminatorConfig(period_width=width, scale_width=width, zero_padding=zeros)
-    judges = build_discriminators(config).eval()
+    judges = build_discriminators(config)
     real, fake = (0.1 * torch.randn(2, 1, 2411) for _ in range(2))
+    with torch.no_grad():
+        for _ in range(20):  # or the spectral norms are as they were drawn: of any size, near 0 too
+            judges.scores(real)
+    judges.eval()
     found = []
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -134,6 +138,6 @@ def test_on_a_gpu(zeros, width):
     finally:
         torch.backends.cudnn.allow_tf32 = before
     exact = found[0]
-    for name, limit, one in zip(("float32", "bf16"), (2e-3, 0.2), found[1:], strict=True):
+    for name, limit, one in zip(("float32", "bf16"), (2e-3, 0.06), found[1:], strict=True):
         errors = [((a - b).norm() / b.norm()).item() for a, b in zip(one, exact, strict=True)]
         assert max(errors) < limit, (name, errors)
