@@ -55,7 +55,7 @@ def draw_growth(path: Path, points: Sequence[Growth], machine: str) -> None:
             axis.set_title(part, fontsize=9, loc="left", color=INK)
             axis.set_xlabel(own[0].size_name, fontsize=8)
             axis.set_ylabel(name, fontsize=8)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.1 * max(values))  # what does not grow would lie on the frame
             axis.tick_params(labelsize=7)
     _save(figure, None, path)
 
