@@ -28,6 +28,7 @@ class ModelSettings:
     max_question_seconds: float = LONGEST_QUESTION  # talk and transcribe refuse longer recordings
     plain_text: bool = False  # typed text becomes lower-case words, numbers spelled out, as it was trained
     duration_scale: float = 1.0  # over 1 speaks slower than the vocoder predicts
+    single_turns: bool = False  # it was trained on these alone: a turn is asked as if it were the first
     decoding: dict = field(
         default_factory=dict
     )  # temperature, top_k, top_p, ...; empty: the generator's defaults
@@ -122,6 +123,7 @@ def assemble(
         max_question_seconds=settings.max_question_seconds,
         plain_text=settings.plain_text,
         duration_scale=settings.duration_scale,
+        single_turns=settings.single_turns,
         licence=settings.licence,
         provenance=_provenance(parts),
     )

@@ -48,6 +48,7 @@ class ModelConfig:
     max_question_seconds: float = LONGEST_QUESTION  # talk and transcribe refuse longer recordings
     plain_text: bool = False  # typed text becomes lower-case words, numbers spelled out, as it was trained
     duration_scale: float = 1.0  # over 1 speaks slower than the vocoder predicts
+    single_turns: bool = False  # it was trained on these alone: a turn is asked as if it were the first
     licence: str = ""  # of the weights
     provenance: dict[str, Any] = field(default_factory=dict)  # where the parts came from
     format: int = FORMAT

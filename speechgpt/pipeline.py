@@ -123,7 +123,8 @@ class SpeechGPT:
         low_latency: bool = False,
     ) -> Iterator[Event]:
         """The answer as it comes: pieces of `HeardText`, `AnswerText` and `Sound`, and last the `Reply`: its
-        texts and waveform are the joined pieces.
+        texts and waveform are the joined pieces. `history`: earlier replies, oldest first; a model of
+        `single_turns` does not hear them.
 
         With `low_latency` sound comes before all of its context is known, and differs a little for it. A
         model that decodes by beams knows nothing before everything. Raises ValueError at the call for a
@@ -155,7 +156,8 @@ class SpeechGPT:
             frames = self.encoder.encode([waveform])[0]  # N
             clock.mark("encode")
         asked, sounds = text if waveform is None else deduplicated(frames), []
-        parts = self._parts(asked, "speech" if speaker else "text", [r.turn for r in history], seed)
+        earlier = [] if self.model_dir.config.single_turns else [r.turn for r in history]
+        parts = self._parts(asked, "speech" if speaker else "text", earlier, seed)
         began = clock.now()
         for part in parts:
             clock.mark("first_token", began + self.generator.timings.first_token)

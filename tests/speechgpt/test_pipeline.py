@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,19 @@ def test_several_turns(model, recording):
     with_history = model.generator.format.prompt_turn("and then", [first.turn])
     assert len(with_history) > len(alone)
     assert isinstance(third.answer, str)
+
+
+def test_a_model_of_single_turns_is_asked_as_if_each_were_the_first(model, recording):
+    first = model.reply(recording, speech=False)
+    prompted = []
+    for single in (False, True):
+        config = replace(model.model_dir.config, single_turns=single)
+        alike = SpeechGPT.__new__(SpeechGPT)
+        alike.__dict__ = model.__dict__ | {"model_dir": replace(model.model_dir, config=config)}
+        alike.reply(text="and then", speech=False, history=[first])
+        prompted.append(alike.generator.timings.prompt_tokens)
+    alone = len(model.generator.format.prompt_turn("and then"))
+    assert prompted[0] > prompted[1] == alone
 
 
 def test_encode_and_decode(model, recording):
