@@ -11,6 +11,7 @@ itself the library never spoke.
 import ctypes
 import json
 import os
+import traceback
 from collections.abc import Sequence
 from functools import cache
 
@@ -132,13 +133,18 @@ class Library:
                 with open(writing, "wb") as pipe:
                     pipe.write(self._told(text, voice, words_a_minute, pitch))
                 code = 0
+            except Exception:
+                traceback.print_exc()  # the parent sees no more than the code
             finally:
                 os._exit(code)  # nothing of the parent's is flushed or ended twice
         os.close(writing)
-        with open(reading, "rb") as pipe:
-            head, _, samples = pipe.read().partition(b"\n")
-        if status := os.waitpid(child, 0)[1]:
-            raise ValueError(f"espeak-ng died of {voice!r} saying {text!r} (status {status})")
+        try:
+            with open(reading, "rb") as pipe:
+                head, _, samples = pipe.read().partition(b"\n")
+        finally:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # below 0: by a signal
+        if code:
+            raise ValueError(f"espeak-ng died of {voice!r} saying {text!r} (exit code {code})")
         told = json.loads(head)
         if told["error"]:
             raise ValueError(told["error"])

@@ -222,7 +222,7 @@ class TextNoise:
     misheard word of its own a model must go on, and answer, from what it hears, not from that word alone."""
 
     share: float  # of the text tokens with loss
-    first: int  # the lowest id of text; below are the tokens that begin, end and fill rows
+    first: int  # the lowest id of text; the tokens that begin and end rows are below
     units: UnitNoise  # text ends where units begin
 
     def apply(

@@ -135,6 +135,7 @@ def _start(
     def finish() -> list[Encoded]:
         fetched = [(frames, "") for frames in fetch()]
         overflowed = [index for index, (frames, _) in enumerate(fetched) if frames is None]
+        overflowed = [] if precision == "float32" else overflowed  # which would find the same
         for index, frames in zip(overflowed, encode(overflowed, "float32")(), strict=True):
             fetched[index] = frames, OVERFLOWED
         if bad := [row.id for row, (frames, _) in zip(rows, fetched, strict=True) if frames is None]:

@@ -46,8 +46,8 @@ class TrainConfig:
     ema: float = 0.0  # of the generator's weights a step; the average is what is saved
     precision: str = "float32"  # float32 | bf16 (autocast)
     cuda_graphs: bool = True  # replay captured steps on CUDA; falls back to eager steps with a warning
-    compile: bool = False  # torch.compile of the generator, on CUDA
-    generator_channels_last: bool = False
+    compile: bool = False  # torch.compile of the generator on CUDA, in place of the one made for training
+    generator_channels_last: bool = False  # its weights on CUDA: for float32, eager and compiled steps
     checkpoint_seconds: float = 600.0
     log_every: int = 50  # steps between looks at the losses; on CUDA also between checks for non-finite ones
     check_rows: int = 32  # dev utterances whose mel distance and durations are measured at the end

@@ -1,5 +1,6 @@
 """One training step of the unit HiFi-GAN, as phases that run eagerly or as CUDA graphs: the same maths."""
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -20,7 +21,7 @@ from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.training_generator import fast_generate
 from speechgpt.vocoder.weight_norm import to_channels_last
 
-REPLAY_TOLERANCE = 0.02  # of the mel loss, between an eager and a captured step of the same weights
+REPLAY_TOLERANCE = 0.05  # of the mel loss of the same weights, between the plain model and a captured step
 LOSS_NAMES = ("mel", "durations", "discriminator", "adversarial", "features", "generator_norm", "judge_norm")
 
 
@@ -96,12 +97,14 @@ class Steps:
             phases()
             return
         with torch.no_grad():
-            expected = mel_loss(self.mel(self._speak()), self.mel(self.batch.audio)).item()
+            # By the plain model: kernels that were made wrong would agree with themselves.
+            plain = self._speak(self.model.generate)
+            expected = mel_loss(self.mel(plain), self.mel(self.batch.audio)).item()
         phases()
         found = self.losses["mel"].item()
         if phases.captured and not abs(found - expected) <= REPLAY_TOLERANCE * abs(expected):
             raise ValueError(
-                f"the captured step finds a mel loss of {found:.4g}, the eager one {expected:.4g}: "
+                f"the captured step finds a mel loss of {found:.4g}, the plain model {expected:.4g}: "
                 "set cuda_graphs: false, and go on from the last checkpoint"
             )
 
@@ -125,11 +128,12 @@ class Steps:
         on = self.config.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on, cache_enabled=False)
 
-    def _speak(self) -> Tensor:
+    def _speak(self, generate: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The generator's waveform for the batch (B, T) float32, with its graph."""
+        generate = generate or self.generate
         speaker = self.batch.speaker if self.model.config.num_speakers else None
         with self._autocast():
-            return self.generate(self.model.embed(self.batch.frames, speaker)).squeeze(1).float()
+            return generate(self.model.embed(self.batch.frames, speaker)).squeeze(1).float()
 
     def _reconstruction(self, fake: Tensor) -> Tensor:
         """The weighted mel and duration losses."""

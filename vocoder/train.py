@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.units.codebook import Codebook
-from speechgpt.units.devices import choose_device as pick_device
+from speechgpt.units.devices import choose_device, on_device
 from speechgpt.units.settings import file_hash
 from speechgpt.vocoder.check import measure
 from speechgpt.vocoder.discriminators import build_discriminators
@@ -223,7 +223,7 @@ def train(
 ) -> dict:
     """Trains until done and returns what done.json holds. The same call goes on where a killed one was."""
     out = Path(out)
-    target = _start_processes(pick_device(device))
+    target = _start_processes(choose_device(device))
     if target.type == "cuda":
         torch.backends.cudnn.benchmark = True
     plan, pool = load_pool(config, manifest, units, codebook, target)
@@ -261,6 +261,8 @@ def train(
 def _start_processes(device: torch.device) -> torch.device:
     """Joins the other processes under torchrun; returns this one's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # streams, captures and kernels are of the current one
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -301,12 +303,14 @@ def main(argv: list[str]) -> int:
     if options.benchmark:
         from speechgpt.vocoder.benchmark_training import benchmark
 
-        benchmark(config, options.benchmark, pick_device(options.device))
+        with on_device(device := choose_device(options.device)):
+            benchmark(config, options.benchmark, device)
         return 0
     if options.profile:
         from speechgpt.vocoder.benchmark_training import profile_step
 
-        profile_step(config, pick_device(options.device))
+        with on_device(device := choose_device(options.device)):
+            profile_step(config, device)
         return 0
     if missing := [n for n in ("manifest", "units", "out") if getattr(options, n) is None]:
         parser.error(f"needed: {', '.join('--' + n for n in missing)}")

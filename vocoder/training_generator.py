@@ -6,8 +6,6 @@ backward a convolution (`training_passes`). Only what the convolutions read is k
 leaky ReLU's sign is that of its output.
 """
 
-import logging
-import subprocess
 from collections.abc import Callable
 
 import torch
@@ -15,44 +13,40 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from speechgpt.units.triton_works import triton_runs
 from speechgpt.vocoder.generator import LAST_SLOPE, SLOPE, UnitVocoder
 from speechgpt.vocoder.training_grid import Grid
-from speechgpt.vocoder.training_lanes import Lanes
 from speechgpt.vocoder.training_passes import join, last, last_gradient, split
 from speechgpt.vocoder.training_weights import Weights, rows_in
-
-logger = logging.getLogger(__name__)
 
 Block = list[int]  # the dilations of a residual block's pairs
 
 
 def fits(model: UnitVocoder) -> bool:
-    """Whether `TrainingGenerator` can do it: weight norm, odd kernels."""
-    odd = all(k % 2 for k in model.config.resblock_kernels)
-    return odd and all(parametrize.is_parametrized(c, "weight") for c in model._convolutions())
+    """Whether `TrainingGenerator` can do it: weight norm, odd kernels, no block without convolutions."""
+    config = model.config
+    plain = all(k % 2 for k in config.resblock_kernels) and all(config.resblock_dilations)
+    return plain and all(parametrize.is_parametrized(c, "weight") for c in model._convolutions())
 
 
 def fast_generate(model: UnitVocoder) -> Callable[[Tensor], Tensor]:
     """A `TrainingGenerator` on a GPU; `model.generate` where it does not fit, or Triton cannot compile."""
-    if model.device.type == "cuda" and fits(model):
-        try:
-            from speechgpt.vocoder.triton_kernels import probe
-
-            probe(model.device)
-            return TrainingGenerator(model)
-        except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            reason = " ".join(str(error).split())[:300]
-            logger.warning("Triton's kernels cannot be used, cuDNN trains alone: %s", reason)
+    fast = model.device.type == "cuda" and fits(model)
+    if fast and triton_runs(_probe, model.device, "cuDNN trains the generator alone"):
+        return TrainingGenerator(model)
     return model.generate
 
 
+def _probe(device: torch.device) -> None:
+    from speechgpt.vocoder.triton_kernels import probe
+
+    probe(device)
+
+
 class TrainingGenerator:
-    """Called as `UnitVocoder.generate` without lengths, on the model's parameters as they are then.
+    """Called as `UnitVocoder.generate` without lengths, on the model's parameters as they are then."""
 
-    `lanes`: captured, the residual blocks of a stage run beside each other.
-    """
-
-    def __init__(self, model: UnitVocoder, lanes: bool = False):
+    def __init__(self, model: UnitVocoder):
         if not fits(model):
             raise ValueError("the generator needs weight norm (add_weight_norm) and odd resblock_kernels")
         self.model = model
@@ -61,7 +55,6 @@ class TrainingGenerator:
         rows = [1] * (1 + len(model.ups)) + [rows_in(c) for c in inner]
         self.weights = Weights(self.convolutions, rows)
         self.dilations = model.config.resblock_dilations
-        self.lanes = Lanes(len(self.dilations) if lanes and model.device.type == "cuda" else 0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (B, D, N) embedded frames -> (B, 1, N * hop) float32, or under autocast its type inside."""
@@ -85,7 +78,7 @@ class TrainingGenerator:
             end = begin + 2 * len(pairs)
             slope = SLOPE if stage < stages - 1 else 1.0
             inner = [*weights[begin:end], *biases[begin:end]]
-            x = _Stage.apply(self.dilations, self.lanes, slope, _rows(x), biases[1 + stage], *inner)  # B T C
+            x = _Stage.apply(self.dilations, slope, _rows(x), biases[1 + stage], *inner)  # B T C
             begin = end
         post = model.conv_post
         return _Last.apply(x, post.weight[0].t().contiguous().float(), post.bias.float())  # B N*hop
@@ -141,7 +134,7 @@ class _Stage(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, dilations: list[Block], lanes: Lanes, slope: float, y: Tensor, bias: Tensor, *parameters: Tensor
+        ctx, dilations: list[Block], slope: float, y: Tensor, bias: Tensor, *parameters: Tensor
     ) -> Tensor:
         weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
         length, rows = y.shape[1], weights[0].shape[0] // y.shape[2]
@@ -153,30 +146,26 @@ class _Stage(torch.autograd.Function):
             x = kept if x is None else x
         number, total, saved, count = 0, None, [], len(dilations)
         for n, block in enumerate(dilations):
-            with lanes.lane(n):
-                h, a = x, begins[block[0]]
-                for pair, dilation in enumerate(block):
-                    grid, end = Grid(length, rows, dilation), pair == len(block) - 1
-                    y = _convolve(grid, a, weights[number])
-                    inner = join(y, grid, biases[number], plain, slope=SLOPE, grid=plain)[1]
-                    saved += [a, inner]
-                    y, bias = _convolve(plain, inner, weights[number + 1]), biases[number + 1]
-                    number += 2
-                    if not end:
-                        following = Grid(length, rows, block[pair + 1])
-                        h, a = join(y, plain, bias, plain, h, keep=True, slope=SLOPE, grid=following)
-                if n:
-                    lanes.after(n - 1)
-                mean, out = (1 / count, time) if n == count - 1 else (1.0, None)
-                total, active = join(y, plain, bias, plain, h, total, mean, out is None, slope, out)
-        lanes.gather()
-        ctx.dilations, ctx.lanes, ctx.slope, ctx.grids = dilations, lanes, slope, (time, plain)
+            h, a = x, begins[block[0]]
+            for pair, dilation in enumerate(block):
+                grid, end = Grid(length, rows, dilation), pair == len(block) - 1
+                y = _convolve(grid, a, weights[number])
+                inner = join(y, grid, biases[number], plain, slope=SLOPE, grid=plain)[1]
+                saved += [a, inner]
+                y, bias = _convolve(plain, inner, weights[number + 1]), biases[number + 1]
+                number += 2
+                if not end:
+                    following = Grid(length, rows, block[pair + 1])
+                    h, a = join(y, plain, bias, plain, h, keep=True, slope=SLOPE, grid=following)
+            mean, out = (1 / count, time) if n == count - 1 else (1.0, None)
+            total, active = join(y, plain, bias, plain, h, total, mean, out is None, slope, out)
+        ctx.dilations, ctx.slope, ctx.grids = dilations, slope, (time, plain)
         ctx.save_for_backward(active, *saved, *weights)
         return active
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (time, plain), dilations, lanes = ctx.grids, ctx.dilations, ctx.lanes
+        (time, plain), dilations = ctx.grids, ctx.dilations
         active, *rest = ctx.saved_tensors
         saved, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         longest = max(Grid(plain.length, plain.rows, d).stored for block in dilations for d in block)
@@ -185,26 +174,22 @@ class _Stage(torch.autograd.Function):
         )  # B S C
         number, total, sums, grads = len(saved), None, [None] * len(saved), [None] * len(saved)
         for n in reversed(range(len(dilations))):
-            with lanes.lane(n):
-                g, g_sums = whole, whole_sums
-                for pair, dilation in reversed(list(enumerate(dilations[n]))):
-                    number -= 2
-                    grid = Grid(plain.length, plain.rows, dilation)
-                    a, inner = saved[number], saved[number + 1]
-                    sums[number + 1] = g_sums
-                    gi, grads[number + 1] = _convolve_gradient(plain, g, inner, weights[number + 1])
-                    gi, sums[number] = split(gi, inner, plain, plain, grid, slope=SLOPE, longest=longest)
-                    gi, grads[number] = _convolve_gradient(grid, gi, a, weights[number])
-                    if pair == 0 and n < len(dilations) - 1:
-                        lanes.after(n + 1)
-                    more = total if pair == 0 else None
-                    g, g_sums = split(gi, a, grid, plain, plain, g, more, 1.0, SLOPE, longest)
-                total, total_sums = g, g_sums
-        lanes.gather()
+            g, g_sums = whole, whole_sums
+            for pair, dilation in reversed(list(enumerate(dilations[n]))):
+                number -= 2
+                grid = Grid(plain.length, plain.rows, dilation)
+                a, inner = saved[number], saved[number + 1]
+                sums[number + 1] = g_sums
+                gi, grads[number + 1] = _convolve_gradient(plain, g, inner, weights[number + 1])
+                gi, sums[number] = split(gi, inner, plain, plain, grid, slope=SLOPE, longest=longest)
+                gi, grads[number] = _convolve_gradient(grid, gi, a, weights[number])
+                more = total if pair == 0 else None
+                g, g_sums = split(gi, a, grid, plain, plain, g, more, 1.0, SLOPE, longest)
+            total, total_sums = g, g_sums
         *bias_grads, bias_grad = torch.stack([*sums, total_sums]).sum(1).unbind()  # n+1 C
         # The blocks' last biases have one gradient between them, but each needs its own memory.
         bias_grads = [b.clone() if sums[i] is whole_sums else b for i, b in enumerate(bias_grads)]
-        return None, None, None, plain.read(total), bias_grad, *grads, *bias_grads
+        return None, None, plain.read(total), bias_grad, *grads, *bias_grads
 
 
 def _convolve(grid: Grid, x: Tensor, weight: Tensor) -> Tensor:

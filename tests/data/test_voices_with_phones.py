@@ -89,7 +89,7 @@ def test_espeak_says_a_sentence_the_same_whatever_it_said_before():
 def test_an_espeak_that_dies_is_an_error_of_its_sentence(monkeypatch):
     library = espeak.library()
     monkeypatch.setattr(library, "_speak", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(ValueError, match=r"espeak-ng died of 'en' saying 'hello' \(status 9"):
+    with pytest.raises(ValueError, match=r"espeak-ng died of 'en' saying 'hello' \(exit code -9"):
         library.speak("hello", "en", 165, 50)
     monkeypatch.undo()
     assert len(library.speak("hello", "en", 165, 50)[0])

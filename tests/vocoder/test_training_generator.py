@@ -247,10 +247,9 @@ def test_on_a_gpu(name):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("lanes", [False, True])
-def test_a_captured_pass_follows_the_weights(lanes):
+def test_a_captured_pass_follows_the_weights():
     model = made(CASES["published"][0]).cuda()
-    fast, units = TrainingGenerator(model, lanes), torch.randint(6, (4, 9), device="cuda")
+    fast, units = TrainingGenerator(model), torch.randint(6, (4, 9), device="cuda")
 
     def run() -> torch.Tensor:
         model.zero_grad(set_to_none=True)
