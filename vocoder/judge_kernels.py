@@ -246,3 +246,15 @@ class Widen(torch.autograd.Function):
             gv.view(len(v), -1).addr_(left * -gg.sum(), right)
             return gv, None, None, None, None
         return gv, None if g is None else gg.view_as(g), None, None, None
+
+
+@torch.enable_grad()
+def probe(device: torch.device) -> None:
+    """Compiles and runs the kernels on small tensors: raises what a machine without a compiler raises."""
+    form, length = Form(RUN, RUN, 1, 3, 1), 4
+    v = torch.ones(RUN, RUN, 3, device=device, requires_grad=True)
+    wide = Widen.apply(v, None, None, form, torch.bfloat16)
+    y = torch.ones(1, length, RUN, dtype=torch.bfloat16, device=device, requires_grad=True)
+    other = torch.zeros(1, form.rows_in(length), RUN, dtype=torch.bfloat16, device=device)
+    z, distance = Place.apply(y, torch.zeros(RUN, device=device), other, form, form, length, False)
+    torch.autograd.grad(wide.sum() + z.sum() + distance, [v, y])

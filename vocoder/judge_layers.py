@@ -2,14 +2,14 @@
 
 A tensor between layers is (N lanes, rows, groups * samples * channels), as `judge_shapes` says. On a GPU the
 convolutions are the libraries', what stands between them in half precision is `judge_kernels`'. Elsewhere,
-and in float32, which is what the kernels are held to, the same sums are PyTorch's.
+in float32, which is what the kernels are held to, and without Triton, the same sums are PyTorch's.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechgpt.vocoder.judge_shapes import SLOPE, Form
+from speechgpt.vocoder.judge_shapes import SLOPE, Form, on_kernels
 
 ALIGNED = 8  # columns of a product that tensor cores take
 
@@ -47,7 +47,7 @@ def place(
     """
     if reflect and length <= target.half:
         raise ValueError(f"a height of {length} cannot be reflected by {target.half}: use longer segments")
-    if y.is_cuda and y.dtype != torch.float32:
+    if on_kernels(y, y.dtype):
         from speechgpt.vocoder.judge_kernels import Place
 
         found = Place.apply(y.contiguous(), bias, against, source, target, length, reflect)

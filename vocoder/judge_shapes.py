@@ -8,11 +8,32 @@ stride, zeros around it. More products, of which some are with zeros, but wide o
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from speechgpt.units.triton_works import triton_runs
+
 SLOPE = 0.1  # of the leaky ReLUs
 LANES = 128  # outputs of a row and group: one tile of a product
 FEW_GROUPS = 4  # up to so many groups twice as many
 MOST_OUTPUTS = 8  # of a row
 FIRST_OUTPUTS = {3: 8, 1: 16}  # by stride, of a first layer: two rows then hold a window
+WITHOUT_KERNELS = "PyTorch's own passes stand between the discriminators' convolutions"
+
+
+def on_kernels(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether what is computed of `tensor` in `dtype` is the kernels': half precision, where Triton runs.
+
+    First asked in a step that runs eagerly: trying it compiles, which no CUDA graph captures.
+    """
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and tensor.is_cuda and triton_runs(_probe, tensor.device, WITHOUT_KERNELS)
+
+
+def _probe(device: torch.device) -> None:
+    from speechgpt.vocoder.judge_kernels import probe
+
+    probe(device)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechgpt.vocoder.judge_shapes import Form
+from speechgpt.vocoder.judge_shapes import Form, on_kernels
 
 
 def weight_of(conv: nn.Module, form: Form, dtype: torch.dtype) -> Tensor:
@@ -42,7 +42,7 @@ def widen(
     Row (group, shift, output) holds that output's kernel `shift` strides on, taps before channels. g: weight
     norm's (O, 1, ...), or spectral norm's sigma () of the vectors `singular`, or None.
     """
-    if v.is_cuda and dtype != torch.float32:
+    if on_kernels(v, dtype):
         from speechgpt.vocoder.judge_kernels import Widen
 
         return Widen.apply(v, g, singular, form, dtype)

@@ -7,12 +7,16 @@ import sys
 import pytest
 import torch
 
+from speechgpt.units.triton_works import triton_runs
+from speechgpt.vocoder import judge_shapes
+from speechgpt.vocoder.discriminators import DiscriminatorConfig, build_discriminators
 from speechgpt.vocoder.judge_shapes import form_of
 
+pytest.importorskip("speechbrain.lobes.models.HifiGAN")
 INTERPRETED = """
 import torch
 from speechgpt.vocoder import judge_layers
-from speechgpt.vocoder.judge_kernels import Place, Widen
+from speechgpt.vocoder.judge_kernels import Place, Widen, probe
 from speechgpt.vocoder.judge_shapes import form_of
 from speechgpt.vocoder.judge_weights import widen
 def check(found, wanted, what):
@@ -61,6 +65,7 @@ for plan, reflect in ((scale, False), (period, True)):
                 results.append([wide, *torch.autograd.grad((wide * towards).sum(), [v, *norms])])
             assert results[0][1].stride() == v.stride()
             check(*results, (kind, form))
+probe(torch.device("cpu"))
 print("equal")
 """
 
@@ -72,6 +77,46 @@ def test_the_kernels_do_what_pytorch_does():
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As if every tensor were on a GPU of capability 8.0."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    triton_runs.cache_clear()
+    yield
+    triton_runs.cache_clear()
+
+
+@pytest.mark.parametrize("lacking", ["capability", "compiler"])
+def test_where_triton_does_not_run_pytorch_computes(gpu, monkeypatch, caplog, lacking):
+    def no_compiler(device):
+        raise RuntimeError("Failed to find C compiler")
+
+    if lacking == "capability":
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    else:
+        monkeypatch.setattr(judge_shapes, "_probe", no_compiler)
+    judges = build_discriminators(DiscriminatorConfig(period_width=1 / 16, scale_width=1 / 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = judges.scores(torch.randn(1, 1, 1200))
+        sum(s.square().mean() for s in scores).backward()
+    assert all(p.grad.isfinite().all() for p in judges.parameters())
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"Triton's kernels cannot be used, {judge_shapes.WITHOUT_KERNELS}: "
+    )
+
+
+def test_the_kernels_are_for_half_precision_where_triton_runs(gpu, monkeypatch):
+    tried, tensor = [], torch.zeros(1)
+    monkeypatch.setattr(judge_shapes, "_probe", tried.append)
+    assert not judge_shapes.on_kernels(tensor, torch.float32) and not tried
+    assert judge_shapes.on_kernels(tensor, torch.bfloat16) and judge_shapes.on_kernels(tensor, torch.float16)
+    assert tried == [tensor.device]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", False)
+    assert not judge_shapes.on_kernels(tensor, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("first", "second"), [
@@ -111,8 +156,6 @@ def test_numbers_move_sixteen_bytes_at_once(first, second):
 @pytest.mark.parametrize("width", [1 / 4, 1 / 2, 1])
 def test_on_a_gpu(zeros, width):
     """float32 finds what a CPU does; bf16, whose passes are kernels, what float32 does but for rounding."""
-    from speechgpt.vocoder.discriminators import DiscriminatorConfig, build_discriminators
-
     torch.manual_seed(0)
     config = DiscriminatorConfig(period_width=width, scale_width=width, zero_padding=zeros)
     judges = build_discriminators(config)
