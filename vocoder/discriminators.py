@@ -1,4 +1,4 @@
-"""SpeechBrain's HiFi-GAN discriminators, computed in fast forms: the same weights, names and sums.
+"""SpeechBrain's HiFi-GAN discriminators, on a GPU computed in fast forms: the same weights, names and sums.
 
 What a config may change: which periods and how many scales judge, their width, padding inside the period
 discriminators (the paper's zeros instead of reflection), norms of weights.
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from speechgpt.vocoder.judge_layers import convolve, first, inner, place, score
-from speechgpt.vocoder.judge_shapes import form_of
-from speechgpt.vocoder.judge_weights import weight_of
+from speechgpt.vocoder.judge_layers import check_height, convolve, first, inner, place, score
+from speechgpt.vocoder.judge_shapes import SLOPE, form_of, on_kernels
+from speechgpt.vocoder.judge_weights import normed, weight_of
 from speechgpt.vocoder.weight_norm import WeightNorm, to_channels_last
 
 GROUPS = 16  # most groups of a convolution in the scale discriminators
@@ -70,28 +70,29 @@ class Judges(nn.Module):
             self.msd = nn.Module()
             self.msd.judges = judges.msd
         reflect = not config.zero_padding
-        self.stacks = [Stack(judge, judge.period, reflect) for judge in judges.mpd.discriminators]
-        self.stacks += [Stack(judge, 0, False) for judge in judges.msd.discriminators]
+        parts = [(judge, judge.period, reflect) for judge in judges.mpd.discriminators]
+        parts += [(judge, 0, False) for judge in judges.msd.discriminators]
+        self.stacks, self.rows = [Stack(*part) for part in parts], [Rows(*part) for part in parts]
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Waveforms (B, 1, T) -> scores (B, S), and each discriminator's features, the last one its score.
 
         Features are (B, C, H, p) or (B, C, H), as SpeechBrain's; copies, where rows hold several groups.
         """
-        scores, features, dtype = [], [], _precision(x)
+        scores, features, (stacks, dtype) = [], [], self._way(x)
         with torch.autocast(x.device.type, enabled=False):
-            for stack, sound in zip(self.stacks, self._sounds(x), strict=True):
+            for stack, sound in zip(stacks, self._sounds(x), strict=True):
                 found, layers = stack.run(sound, stack.weights(dtype))
                 scores.append(found)
-                features.append([stack.unfold(f, len(x)) for f in stack.features(layers, sound.shape[1])])
+                features.append([stack.unfold(f) for f in stack.features(layers, sound.shape[1])])
                 features[-1].append(found.view(len(x), 1, -1, *[stack.period] * bool(stack.period)))
         return scores, features
 
     def scores(self, x: Tensor) -> list[Tensor]:
         """Waveforms (B, 1, T) -> scores (B, S) of every discriminator."""
-        dtype = _precision(x)
+        stacks, dtype = self._way(x)
         with torch.autocast(x.device.type, enabled=False):
-            parts = zip(self.stacks, self._sounds(x), strict=True)
+            parts = zip(stacks, self._sounds(x), strict=True)
             return [stack.run(sound, stack.weights(dtype))[0] for stack, sound in parts]
 
     def compare(self, fake: Tensor, real: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -100,9 +101,9 @@ class Judges(nn.Module):
         That is the mean over all layers of the mean absolute difference. `real` has no gradient, and the
         weights, which are made once for both, have none either.
         """
-        scores, distances, dtype = [], [], _precision(fake)
+        scores, distances, (stacks, dtype) = [], [], self._way(fake)
         with torch.autocast(fake.device.type, enabled=False):
-            for stack, one, two in zip(self.stacks, self._sounds(fake), self._sounds(real), strict=True):
+            for stack, one, two in zip(stacks, self._sounds(fake), self._sounds(real), strict=True):
                 with torch.no_grad():
                     weights = stack.weights(dtype)
                     wanted, layers = stack.run(two, weights)
@@ -112,6 +113,12 @@ class Judges(nn.Module):
                 scores.append(found)
                 distances += [*means, (found - wanted).abs().mean()]
         return scores, torch.stack(distances).mean()
+
+    def _way(self, x: Tensor) -> tuple[list["Stack"], torch.dtype]:
+        """How x is judged, and in which precision."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return self.rows if on_kernels(x, dtype) else self.stacks, dtype
 
     def _sounds(self, x: Tensor) -> list[Tensor]:
         """What each discriminator judges (B, T)."""
@@ -125,26 +132,17 @@ class Judges(nn.Module):
         return sounds
 
 
-def _precision(x: Tensor) -> torch.dtype:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-
-
 class Stack:
-    """One discriminator's convolutions with the forms they are computed in. `period` 0: of a scale."""
+    """One discriminator, computed as SpeechBrain does, on any device. `period` 0: of a scale."""
 
     def __init__(self, judge: nn.Module, period: int, reflect: bool):
         self.period, self.reflect = period, reflect
         # SpeechBrain's own convolution is within a wrapper.
         self.layers = [getattr(layer, "conv", layer) for layer in [*judge.convs, judge.conv_post]]
-        self.forms = [
-            form_of(c.in_channels, c.out_channels, c.groups, c.kernel_size[0], c.stride[0])
-            for c in self.layers
-        ]
         self.spectral = hasattr(self.layers[0], "weight_orig")
 
     def weights(self, dtype: torch.dtype) -> list[Tensor]:
-        return [weight_of(conv, form, dtype) for conv, form in zip(self.layers, self.forms, strict=True)]
+        return [normed(conv).to(dtype) for conv in self.layers]
 
     def run(
         self, x: Tensor, weights: list[Tensor], against: list[Tensor] | None = None
@@ -153,6 +151,51 @@ class Stack:
 
         With `against`, another run's activations: in their place the mean distances to them, each ().
         """
+        h, found = self.fold(x).unsqueeze(1).to(weights[0].dtype), []  # N 1 H
+        for n, (conv, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            half = conv.kernel_size[0] // 2
+            if self.reflect:
+                check_height(h.shape[2], half)
+                h, half = F.pad(h, (half, half), "reflect"), 0
+            h = F.conv1d(h, weight, conv.bias.to(h.dtype), conv.stride[0], half, 1, conv.groups)  # N C H
+            if n < len(self.layers) - 1:
+                h = F.leaky_relu(h, SLOPE)
+                found.append(h if against is None else (h.float() - against[n].float()).abs().mean())
+        return self.unfold(h.squeeze(1).float()).flatten(1), found  # B S
+
+    def features(self, layers: list[Tensor], samples: int) -> Iterator[Tensor]:
+        """Of the activations that `run` returned: (N, C, H)."""
+        yield from layers
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(B, T) -> lanes (N, H): each of a period's phases for itself."""
+        if not self.period:
+            return x
+        missing = -x.shape[1] % self.period
+        x = F.pad(x, (0, missing), "reflect") if missing else x
+        return x.unflatten(1, (-1, self.period)).transpose(1, 2).flatten(0, 1)  # B*p H
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """Of lanes (N, ..., H): (B, ..., H, p), or as they are of a scale."""
+        return x.unflatten(0, (-1, self.period)).movedim(1, -1) if self.period else x
+
+
+class Rows(Stack):
+    """The same over rows, as `judge_shapes` says: what the kernels compute."""
+
+    def __init__(self, judge: nn.Module, period: int, reflect: bool):
+        super().__init__(judge, period, reflect)
+        self.forms = [
+            form_of(c.in_channels, c.out_channels, c.groups, c.kernel_size[0], c.stride[0])
+            for c in self.layers
+        ]
+
+    def weights(self, dtype: torch.dtype) -> list[Tensor]:
+        return [weight_of(conv, form, dtype) for conv, form in zip(self.layers, self.forms, strict=True)]
+
+    def run(
+        self, x: Tensor, weights: list[Tensor], against: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         lanes = self.fold(x)
         y = first(lanes, weights[0], self.forms[0], self.reflect)
         length, found = self.forms[0].length(lanes.shape[1]), []
@@ -163,31 +206,13 @@ class Stack:
             length = target.length(length)
             if n < len(self.forms) - 2:
                 y = convolve(z, weights[n + 1], target)
-        scores = score(z, weights[-1], self.layers[-1].bias)  # N H
-        if self.period:
-            scores = scores.unflatten(0, (-1, self.period)).transpose(1, 2)  # B H p
-        return scores.flatten(1) if self.period else scores, found
-
-    def fold(self, x: Tensor) -> Tensor:
-        """(B, T) -> lanes (N, H): each of a period's phases for itself."""
-        if not self.period:
-            return x
-        missing = -x.shape[1] % self.period
-        x = F.pad(x, (0, missing), "reflect") if missing else x
-        return x.unflatten(1, (-1, self.period)).transpose(1, 2).flatten(0, 1)  # B*p H
+        return self.unfold(score(z, weights[-1], self.layers[-1].bias)).flatten(1), found
 
     def features(self, layers: list[Tensor], samples: int) -> Iterator[Tensor]:
-        """Of the activations that `run` returned: (N, C, H)."""
         length = -(-samples // max(1, self.period))
         for z, form, target in zip(layers, self.forms, self.forms[1:], strict=False):
             length = form.length(length)
             yield inner(z, target, length).transpose(1, 2)
-
-    def unfold(self, feature: Tensor, batch: int) -> Tensor:
-        """(N, C, H) -> (B, C, H, p), or (B, C, H) as it is of a scale."""
-        if not self.period:
-            return feature
-        return feature.unflatten(0, (batch, self.period)).permute(0, 2, 3, 1)
 
 
 def _scaled(channels: int, width: float) -> int:

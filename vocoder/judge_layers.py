@@ -1,8 +1,8 @@
 """The layers of a discriminator over rows: between them no number is moved but by the pass that activates it.
 
 A tensor between layers is (N lanes, rows, groups * samples * channels), as `judge_shapes` says. On a GPU the
-convolutions are the libraries', what stands between them in half precision is `judge_kernels`'. Elsewhere,
-in float32, which is what the kernels are held to, and without Triton, the same sums are PyTorch's.
+convolutions are the libraries', what stands between them in half precision is `judge_kernels`'. The same by
+PyTorch is what the kernels are held to; where they do not run, `discriminators.Stack` computes without rows.
 """
 
 import torch
@@ -45,14 +45,20 @@ def place(
     y (N, rows, G * block * O) of `source`, of which `length` samples count; bias (C,) float32. Returns z
     (N, rows, G' * q' * I') for `target`, and the mean distance () float32 to `against`, another such z.
     """
-    if reflect and length <= target.half:
-        raise ValueError(f"a height of {length} cannot be reflected by {target.half}: use longer segments")
+    if reflect:
+        check_height(length, target.half)
     if on_kernels(y, y.dtype):
         from speechgpt.vocoder.judge_kernels import Place
 
         found = Place.apply(y.contiguous(), bias, against, source, target, length, reflect)
         return found if against is not None else (found, None)
     return _placed(y, bias, source, target, length, reflect, against)
+
+
+def check_height(height: int, half: int) -> None:
+    """Raises ValueError where `height` samples are too few to be reflected by `half`."""
+    if height <= half:
+        raise ValueError(f"a height of {height} cannot be reflected by {half}: use longer segments")
 
 
 def _placed(

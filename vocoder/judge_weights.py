@@ -22,6 +22,14 @@ def weight_of(conv: nn.Module, form: Form, dtype: torch.dtype) -> Tensor:
     return widen(conv.weight, None, None, form, dtype)
 
 
+def normed(conv: nn.Module) -> Tensor:
+    """(O, I, k) float32, with its graph: as PyTorch makes it at each forward pass."""
+    if not hasattr(conv, "weight_orig"):
+        return conv.weight.flatten(2)
+    _, (left, right) = _largest_singular_value(conv)
+    return conv.weight_orig / torch.dot(left, torch.mv(conv.weight_orig.flatten(1), right))
+
+
 @torch.no_grad()
 def _largest_singular_value(conv: nn.Module) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """sigma () and its vectors u (O,), v (I * k,), by PyTorch's names and rule."""

@@ -1,4 +1,4 @@
-"""The fast forms of the discriminators find what SpeechBrain's modules find: scores, features, gradients."""
+"""Plainly and over rows our discriminators find what SpeechBrain's find: scores, features, gradients."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from speechgpt.vocoder import discriminators
 from speechgpt.vocoder.benchmark_training import Released, step_flops
 from speechgpt.vocoder.discriminators import DiscriminatorConfig, build_discriminators
 from speechgpt.vocoder.judge_layers import convolve, inner, place
@@ -17,6 +18,12 @@ from speechgpt.vocoder.settings import TrainConfig
 hifigan = pytest.importorskip("speechbrain.lobes.models.HifiGAN")
 REFLECTION = DiscriminatorConfig(zero_padding=False)
 NARROW = {"period_width": 1 / 16, "scale_width": 1 / 8}
+
+
+@pytest.fixture(params=["plain", "rows"])
+def way(request, monkeypatch):
+    """Both ways to compute: the rows by PyTorch's passes, which the kernels are held to."""
+    monkeypatch.setattr(discriminators, "on_kernels", lambda *_: request.param == "rows")
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) -> bool:
@@ -54,7 +61,7 @@ def test_rows_make_the_same_convolution(first, second, length, reflect):
 @pytest.mark.parametrize(("samples", "narrow"), [
     (2560, NARROW), (2411, NARROW), (2240, NARROW), (2411, NARROW | {"scale_width": 1 / 16}), (2411, {}),
 ])  # fmt: skip
-def test_scores_features_and_gradients_are_speechbrains(samples, narrow):
+def test_scores_features_and_gradients_are_speechbrains(way, samples, narrow):
     torch.manual_seed(0)
     released, ours = Released(narrow), build_discriminators(replace(REFLECTION, **narrow))
     assert list(ours.state_dict()) == list(released.state_dict())
@@ -75,7 +82,7 @@ def _gradients(judges: nn.Module, scores: list[torch.Tensor]) -> list[torch.Tens
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-def test_the_generators_losses_and_gradient_are_speechbrains(zeros):
+def test_the_generators_losses_and_gradient_are_speechbrains(way, zeros):
     torch.manual_seed(0)
     released = Released(NARROW)
     ours = build_discriminators(DiscriminatorConfig(**NARROW, zero_padding=zeros))
@@ -103,7 +110,7 @@ def test_the_published_layers_are_computed_as_measured():
     assert form_of(1, 128, 1, 15, 1).window == 32  # 16 outputs of 15 taps: 30 samples
 
 
-def test_a_segment_too_short_to_reflect_is_named():
+def test_a_segment_too_short_to_reflect_is_named(way):
     judges = build_discriminators(replace(REFLECTION, periods=[11], scales=0, **NARROW))
     with pytest.raises(ValueError, match="cannot be reflected by 2: use longer segments"):
         judges(torch.zeros(1, 1, 44))
