@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from speechgpt.units.triton_works import triton_runs
-from speechgpt.vocoder import judge_shapes
-from speechgpt.vocoder.discriminators import DiscriminatorConfig, build_discriminators
+from speechgpt.vocoder import discriminators, judge_shapes
 from speechgpt.vocoder.judge_shapes import form_of
 
-pytest.importorskip("speechbrain.lobes.models.HifiGAN")
 INTERPRETED = """
 import torch
 from speechgpt.vocoder import judge_layers
@@ -79,6 +77,13 @@ def test_the_kernels_do_what_pytorch_does():
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
+def make_judges(width: float, zeros: bool) -> discriminators.Judges:
+    pytest.importorskip("speechbrain.lobes.models.HifiGAN")
+    torch.manual_seed(0)
+    config = discriminators.DiscriminatorConfig(period_width=width, scale_width=width, zero_padding=zeros)
+    return discriminators.build_discriminators(config)
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """As if every tensor were on a GPU of capability 8.0."""
@@ -98,7 +103,7 @@ def test_where_triton_does_not_run_pytorch_computes(gpu, monkeypatch, caplog, la
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     else:
         monkeypatch.setattr(judge_shapes, "_probe", no_compiler)
-    judges = build_discriminators(DiscriminatorConfig(period_width=1 / 16, scale_width=1 / 16))
+    judges = make_judges(1 / 16, zeros=True)
     with torch.autocast("cpu", torch.bfloat16):
         scores = judges.scores(torch.randn(1, 1, 1200))
         sum(s.square().mean() for s in scores).backward()
@@ -151,36 +156,59 @@ def test_numbers_move_sixteen_bytes_at_once(first, second):
         assert "global.b16" not in compiled.asm["ptx"] and "ld.global.v4" in compiled.asm["ptx"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("width", [1 / 4, 1 / 2, 1])
-def test_on_a_gpu(zeros, width):
-    """float32 finds what a CPU does; bf16, whose passes are kernels, what float32 does but for rounding."""
-    torch.manual_seed(0)
-    config = DiscriminatorConfig(period_width=width, scale_width=width, zero_padding=zeros)
-    judges = build_discriminators(config)
+def settled(width: float, zeros: bool) -> tuple[discriminators.Judges, torch.Tensor, torch.Tensor]:
+    """Discriminators whose spectral norm moves no more, and two sounds (2, 1, 2411)."""
+    judges = make_judges(width, zeros)
     real, fake = (0.1 * torch.randn(2, 1, 2411) for _ in range(2))
     with torch.no_grad():
         for _ in range(20):  # or the spectral norms are as they were drawn: of any size, near 0 too
             judges.scores(real)
-    judges.eval()
-    found = []
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        for device, half in (("cpu", False), ("cuda", False), ("cuda", True)):
-            judges.to(device).requires_grad_(True)
-            with torch.autocast(device, torch.bfloat16, enabled=half):
-                scores = judges.scores(real.to(device))
-                parameters = list(judges.parameters())
-                gradients = torch.autograd.grad(sum(s.square().mean() for s in scores), parameters)
-                sound = fake.to(device).requires_grad_(True)
-                _, distance = judges.requires_grad_(False).compare(sound, real.to(device))
-                parts = [scores, gradients, [distance], torch.autograd.grad(distance, sound)]
-            found.append([torch.cat([t.float().flatten().cpu() for t in part]) for part in parts])
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-    exact = found[0]
-    for name, limit, one in zip(("float32", "bf16"), (2e-3, 0.06), found[1:], strict=True):
-        errors = [((a - b).norm() / b.norm()).item() for a, b in zip(one, exact, strict=True)]
-        assert max(errors) < limit, (name, errors)
+    return judges.eval(), real, fake
+
+
+def judged(judges: discriminators.Judges, real: torch.Tensor, fake: torch.Tensor) -> list[torch.Tensor]:
+    """Each one's scores, each one's gradient, the distance of the features and its gradient."""
+    scores = judges.requires_grad_(True).scores(real)
+    judge_of = [tuple(name.split(".")[:3:2]) for name, _ in judges.named_parameters()]
+    loss = sum((s - 1).square().mean() for s in scores)
+    gradients = list(zip(torch.autograd.grad(loss, list(judges.parameters())), judge_of, strict=True))
+    each = [torch.cat([g.flatten() for g, j in gradients if j == judge]) for judge in dict.fromkeys(judge_of)]
+    assert len(each) == len(scores) == 8
+    sound = fake.clone().requires_grad_(True)
+    _, distance = judges.requires_grad_(False).compare(sound, real)
+    parts = [*scores, *each, distance, *torch.autograd.grad(distance, sound)]
+    return [part.detach().float().cpu() for part in parts]
+
+
+def check_near(found: list[torch.Tensor], exact: list[torch.Tensor], limit: float) -> None:
+    errors = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
+    assert all(error < limit for error in errors), str(errors)  # false of NaN too
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("width", [1 / 4, 1 / 2])
+def test_rows_and_half_precision_find_what_plain_convolutions_do(monkeypatch, zeros, width):
+    judges, real, fake = settled(width, zeros)
+    exact = judged(judges, real, fake)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_near(judged(judges, real, fake), exact, 0.06)
+    monkeypatch.setattr(discriminators, "on_kernels", lambda *_: True)  # the rows, but PyTorch's passes
+    check_near(judged(judges, real, fake), exact, 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_near(judged(judges, real, fake), exact, 0.06)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("width", [1 / 4, 1 / 2, 1])
+def test_on_a_gpu(monkeypatch, zeros, width):
+    """float32 finds what a CPU does; bf16, whose passes are kernels, what float32 does but for rounding."""
+    judges, real, fake = settled(width, zeros)
+    exact = judged(judges, real, fake)
+    judges.to("cuda")
+    real, fake = real.cuda(), fake.cuda()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    check_near(judged(judges, real, fake), exact, 1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert discriminators.on_kernels(real, torch.bfloat16)
+        check_near(judged(judges, real, fake), exact, 0.06)
