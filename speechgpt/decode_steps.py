@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from speechgpt.llama_decoder import Cache, LlamaDecoder, attention_of
 from speechgpt.llama_layout import ALIGNED, split
 from speechgpt.units.devices import on_device
-from speechgpt.units.triton_works import triton_runs
+from speechgpt.units.triton_works import probe_of, triton_runs
 
 FAST = ("auto", "plain", "graph", "compiled", "kernels")
 COPIED = 1 << 28  # weights: larger models are not copied for quicker steps on a CPU
 FIRST_BUCKET = 256  # positions that the shortest graph attends to; each next one to twice as many
+PROBE = probe_of("speechgpt.decode_kernels")
 WITHOUT_KERNELS = "steps are CUDA graphs of torch's own"
 
 
@@ -30,14 +31,8 @@ def best_way(decoder: LlamaDecoder, batch: int, fast: str = "auto") -> str:
     if fast == "auto":
         width = decoder.sizes.width
         fits = batch == 1 and not width & (width - 1)
-        fast = "kernels" if fits and triton_runs(_probe, decoder.device, WITHOUT_KERNELS) else "graph"
+        fast = "kernels" if fits and triton_runs(PROBE, decoder.device, WITHOUT_KERNELS) else "graph"
     return "graph" if fast == "kernels" and batch > 1 else fast
-
-
-def _probe(device: torch.device) -> None:
-    from speechgpt.decode_kernels import probe
-
-    probe(device)
 
 
 class PlainSteps:

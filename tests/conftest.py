@@ -1,6 +1,8 @@
 """Fixtures that every folder of tests may use: a tiny model in the true format, and recordings."""
 
 import os
+import subprocess
+import sys
 
 # Two cores are shared by many processes: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -153,3 +155,52 @@ def recording(tmp_path) -> Path:
     path = tmp_path / "question.wav"
     soundfile.write(path, tone(1.0), 16_000)
     return path
+
+
+# The interpreter's loops over a run-time number fail with numpy 2.4, which turns no (1,) array into an int.
+INTERPRETER = """
+from triton.runtime import interpreter
+patch = interpreter._patch_lang_tensor
+def patched(tensor, scope):
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+interpreter._patch_lang_tensor = patched
+"""
+
+
+@pytest.fixture
+def interpreted():
+    """`interpreted(script, *arguments)` runs it in a process whose Triton kernels the interpreter computes on
+    the CPU; it must print "equal" and nothing else."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(script: str, *arguments: str) -> None:
+        command = [sys.executable, "-c", INTERPRETER + script, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+    return run
+
+
+@pytest.fixture
+def compiled_for_gpu():
+    """`compiled_for_gpu(kernel, types, constants, num_warps=4)` compiles a Triton kernel for a GPU that need
+    not be there (compute capability 9.0); pointers are multiples of 16 bytes, as PyTorch's are."""
+    triton = pytest.importorskip("triton")
+    if os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("the interpreter compiles nothing")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    def compile_kernel(kernel, types: dict[str, str], constants: dict, **options):
+        names = kernel.arg_names
+        source = ASTSource(
+            fn=kernel,
+            signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
+            constexprs={name: value for name, value in constants.items() if name in names},
+            attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if "*" in types.get(n, "")},
+        )
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4} | options)
+
+    return compile_kernel

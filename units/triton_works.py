@@ -4,6 +4,7 @@ import logging
 import subprocess
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 
 import torch
 
@@ -15,6 +16,12 @@ REASON = 300  # characters of an error that a warning shows
 Probe = Callable[[torch.device], None]  # imports some kernels and runs them once, on small tensors
 
 logger = logging.getLogger(__name__)
+
+
+@cache
+def probe_of(module: str) -> Probe:
+    """The function `probe` of a module of kernels, imported when it is called: Triton may be missing."""
+    return lambda device: import_module(module).probe(device)
 
 
 def triton_refusal(probe: Probe, device: torch.device) -> str:

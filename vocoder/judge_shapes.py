@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from speechgpt.units.triton_works import triton_runs
+from speechgpt.units.triton_works import probe_of, triton_runs
 
 SLOPE = 0.1  # of the leaky ReLUs
 LANES = 128  # outputs of a row and group: one tile of a product
 FEW_GROUPS = 4  # up to so many groups twice as many
 MOST_OUTPUTS = 8  # of a row
 FIRST_OUTPUTS = {3: 8, 1: 16}  # by stride, of a first layer: two rows then hold a window
+PROBE = probe_of("speechgpt.vocoder.judge_kernels")
 WITHOUT_KERNELS = "PyTorch's own passes stand between the discriminators' convolutions"
 
 
@@ -27,13 +28,7 @@ def on_kernels(tensor: Tensor, dtype: torch.dtype) -> bool:
     First asked in a step that runs eagerly: trying it compiles, which no CUDA graph captures.
     """
     half = dtype in (torch.bfloat16, torch.float16)
-    return half and tensor.is_cuda and triton_runs(_probe, tensor.device, WITHOUT_KERNELS)
-
-
-def _probe(device: torch.device) -> None:
-    from speechgpt.vocoder.judge_kernels import probe
-
-    probe(device)
+    return half and tensor.is_cuda and triton_runs(PROBE, tensor.device, WITHOUT_KERNELS)
 
 
 @dataclass(frozen=True)

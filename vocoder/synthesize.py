@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from speechgpt.units.precision import exact_convolutions
-from speechgpt.units.triton_works import triton_runs
+from speechgpt.units.triton_works import probe_of, triton_runs
 from speechgpt.vocoder.folded import FoldedGenerator
 from speechgpt.vocoder.generator import Lengths, UnitVocoder
 from speechgpt.vocoder.replay import Replay
@@ -24,6 +24,7 @@ PRECISIONS = {
 }
 WAYS = ("fused", "folded")  # to compute half precision on CUDA: a kernel of ours a convolution, or cuDNN
 HALF_WAY = "fused"
+PROBE = probe_of("speechgpt.vocoder.triton_kernels")
 BATCH_FRAMES = 6_000  # padded frames of one generator batch (two minutes at 50 Hz): bounds the memory
 BATCH_UNITS = 100_000  # padded units of one batch of the duration predictor
 
@@ -189,17 +190,11 @@ class Synthesizer:
 def _generator(vocoder: UnitVocoder, dtype: torch.dtype, way: str) -> Callable[..., Tensor]:
     """The generator made for speaking; cuDNN's where Triton is not installed or cannot compile."""
     wanted = vocoder.device.type == "cuda" and dtype != torch.float32 and way == "fused"
-    if wanted and triton_runs(_probe, vocoder.device, "cuDNN speaks"):
+    if wanted and triton_runs(PROBE, vocoder.device, "cuDNN speaks"):
         from speechgpt.vocoder.fused import FusedGenerator
 
         return FusedGenerator(vocoder, dtype)
     return FoldedGenerator(vocoder, dtype)
-
-
-def _probe(device: torch.device) -> None:
-    from speechgpt.vocoder.triton_kernels import probe
-
-    probe(device)
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:

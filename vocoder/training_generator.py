@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from speechgpt.units.triton_works import triton_runs
+from speechgpt.units.triton_works import probe_of, triton_runs
 from speechgpt.vocoder.generator import LAST_SLOPE, SLOPE, UnitVocoder
 from speechgpt.vocoder.training_grid import Grid
 from speechgpt.vocoder.training_passes import join, last, last_gradient, split
 from speechgpt.vocoder.training_weights import Weights, rows_in
+
+PROBE = probe_of("speechgpt.vocoder.triton_kernels")
 
 Block = list[int]  # the dilations of a residual block's pairs
 
@@ -32,15 +34,9 @@ def fits(model: UnitVocoder) -> bool:
 def fast_generate(model: UnitVocoder) -> Callable[[Tensor], Tensor]:
     """A `TrainingGenerator` on a GPU; `model.generate` where it does not fit, or Triton cannot compile."""
     fast = model.device.type == "cuda" and fits(model)
-    if fast and triton_runs(_probe, model.device, "cuDNN trains the generator alone"):
+    if fast and triton_runs(PROBE, model.device, "cuDNN trains the generator alone"):
         return TrainingGenerator(model)
     return model.generate
-
-
-def _probe(device: torch.device) -> None:
-    from speechgpt.vocoder.triton_kernels import probe
-
-    probe(device)
 
 
 class TrainingGenerator:

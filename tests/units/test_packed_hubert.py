@@ -1,10 +1,6 @@
 """Inference over rows laid end to end gives the features of the plan that trains, on a CPU and, in half
 precision, by the code of a GPU in plain torch; Triton's kernels are run by its interpreter."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -186,13 +182,8 @@ print("equal")
 """
 
 
-def test_triton_kernels_are_the_plain_ones():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+def test_triton_kernels_are_the_plain_ones(interpreted):
+    interpreted(INTERPRETED)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,21 +1,10 @@
 """The kernels of half precision say what the trained generator says, and compile for a GPU unseen."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-# The interpreter's loops over a run-time number fail with numpy 2.4, which turns no (1,) array into an int.
 INTERPRETED = """
 import torch
-from triton.runtime import interpreter
-patch = interpreter._patch_lang_tensor
-def patched(tensor, scope):
-    patch(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-interpreter._patch_lang_tensor = patched
 from speechgpt.vocoder.fused import FusedGenerator
 from speechgpt.vocoder.generator import Lengths, UnitVocoder, VocoderConfig
 torch.manual_seed(0)
@@ -46,38 +35,19 @@ print("equal")
 """
 
 
-def test_the_kernels_say_what_the_trained_generator_says():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+def test_the_kernels_say_what_the_trained_generator_says(interpreted):
+    interpreted(INTERPRETED)
 
 
 @pytest.mark.parametrize("channels", [256, 16])
-def test_the_convolution_compiles_for_a_gpu_with_wide_loads_and_tensor_cores(channels):
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def test_the_convolution_compiles_for_a_gpu_with_wide_loads_and_tensor_cores(channels, compiled_for_gpu):
     from speechgpt.vocoder.triton_kernels import DEPTH, _convolution
 
-    if not hasattr(_convolution, "arg_names") or os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("the interpreter compiles nothing")
     constants = {"channels": channels, "columns": channels, "activate": True, "slope": 0.1}
     constants |= {"block_t": 128, "block_n": min(channels, 128), "block_k": DEPTH}
     types = dict.fromkeys(["x", "weight", "residual", "total", "out"], "*fp16")
     types |= {"bias": "*fp32", "frames": "*i32", "slope_out": "fp32", "scale": "fp32"}
-    names = _convolution.arg_names
-    source = ASTSource(
-        fn=_convolution,
-        signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if "*" in types.get(n, "")},
-    )
-    options = {"num_warps": 8, "num_stages": 3}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = compiled_for_gpu(_convolution, types, constants, num_warps=8, num_stages=3)
     assert "wgmma.mma_async" in compiled.asm["ptx"]
     assert "0x10" in compiled.asm["ptx"].split("cp.async.cg", 1)[1].splitlines()[0]  # 16 bytes at once
     assert compiled.metadata.shared <= 113 * 1024  # two programs fit a processor

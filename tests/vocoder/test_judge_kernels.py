@@ -1,9 +1,5 @@
 """The discriminators' kernels do what PyTorch does in their place, and compile for a GPU unseen."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -68,13 +64,8 @@ print("equal")
 """
 
 
-def test_the_kernels_do_what_pytorch_does():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+def test_the_kernels_do_what_pytorch_does(interpreted):
+    interpreted(INTERPRETED)
 
 
 def make_judges(width: float, zeros: bool) -> discriminators.Judges:
@@ -102,7 +93,7 @@ def test_where_triton_does_not_run_pytorch_computes(gpu, monkeypatch, caplog, la
     if lacking == "capability":
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     else:
-        monkeypatch.setattr(judge_shapes, "_probe", no_compiler)
+        monkeypatch.setattr(judge_shapes, "PROBE", no_compiler)
     judges = make_judges(1 / 16, zeros=True)
     with torch.autocast("cpu", torch.bfloat16):
         scores = judges.scores(torch.randn(1, 1, 1200))
@@ -116,7 +107,7 @@ def test_where_triton_does_not_run_pytorch_computes(gpu, monkeypatch, caplog, la
 
 def test_the_kernels_are_for_half_precision_where_triton_runs(gpu, monkeypatch):
     tried, tensor = [], torch.zeros(1)
-    monkeypatch.setattr(judge_shapes, "_probe", tried.append)
+    monkeypatch.setattr(judge_shapes, "PROBE", tried.append)
     assert not judge_shapes.on_kernels(tensor, torch.float32) and not tried
     assert judge_shapes.on_kernels(tensor, torch.bfloat16) and judge_shapes.on_kernels(tensor, torch.float16)
     assert tried == [tensor.device]
@@ -129,15 +120,9 @@ def test_the_kernels_are_for_half_precision_where_triton_runs(gpu, monkeypatch):
     ((128, 128, 4, 41, 2), (128, 256, 16, 41, 2)),
     ((1, 32, 1, 5, 3), (32, 128, 1, 5, 3)),
 ])  # fmt: skip
-def test_numbers_move_sixteen_bytes_at_once(first, second):
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+def test_numbers_move_sixteen_bytes_at_once(first, second, compiled_for_gpu):
     from speechgpt.vocoder import judge_kernels
 
-    if os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("the interpreter compiles nothing")
     one, two = form_of(*first), form_of(*second)
     constants = {"channels": one.channels_out, "r": one.block, "o": one.outputs, "q": two.samples}
     constants |= {"c": two.inputs, "half": two.half, "reflect": True, "compare": True, "learns": True}
@@ -145,14 +130,7 @@ def test_numbers_move_sixteen_bytes_at_once(first, second):
     types = dict.fromkeys(["y", "z", "against", "gz", "gy"], "*bf16")
     types |= dict.fromkeys(["bias", "parts", "gdistance", "sums"], "*fp32") | {"share": "fp32"}
     for kernel in (judge_kernels._place, judge_kernels._place_back):
-        names = kernel.arg_names
-        source = ASTSource(
-            fn=kernel,
-            signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
-            constexprs={name: value for name, value in constants.items() if name in names},
-            attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if "*" in types.get(n, "")},
-        )
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        compiled = compiled_for_gpu(kernel, types, constants)
         assert "global.b16" not in compiled.asm["ptx"] and "ld.global.v4" in compiled.asm["ptx"]
 
 

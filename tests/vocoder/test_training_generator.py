@@ -1,8 +1,6 @@
 """The generator made for training finds what `UnitVocoder.generate` finds, gradients included."""
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.resources import files
 
@@ -144,15 +142,8 @@ def test_a_grid_gives_back_what_it_was_given(grid):
     assert torch.equal(grid.stacked(image, 5), stored)
 
 
-# The interpreter's loops over a run-time number fail with numpy 2.4, which turns no (1,) array into an int.
 INTERPRETED = """
-import sys, torch
-from triton.runtime import interpreter
-patch = interpreter._patch_lang_tensor
-def patched(tensor, scope):
-    patch(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-interpreter._patch_lang_tensor = patched
+import sys
 sys.path.insert(0, sys.argv[1])
 from test_training_generator import CASES, differences, half_errors, made
 from speechgpt.vocoder import training_passes
@@ -168,37 +159,12 @@ print("equal")
 """
 
 
-def test_the_kernels_find_the_same():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, os.path.dirname(__file__)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
-
-
-def compiled(kernel, types: dict[str, str], constants: dict[str, int]):
-    """The kernel for a GPU that need not be there; pointers are multiples of 16 bytes, as PyTorch's are."""
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    if not hasattr(kernel, "arg_names") or os.environ.get("TRITON_INTERPRET"):
-        pytest.skip("the interpreter compiles nothing")
-    names = kernel.arg_names
-    source = ASTSource(
-        fn=kernel,
-        signature={n: "constexpr" if n in constants else types.get(n, "i32") for n in names},
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if "*" in types.get(n, "")},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}).asm["ptx"]
+def test_the_kernels_find_the_same(interpreted):
+    interpreted(INTERPRETED, os.path.dirname(__file__))
 
 
 @pytest.mark.parametrize("channels", [256, 16])
-def test_the_passes_compile_for_a_gpu_with_wide_loads(channels):
-    pytest.importorskip("triton")
+def test_the_passes_compile_for_a_gpu_with_wide_loads(channels, compiled_for_gpu):
     from speechgpt.vocoder.training_kernels import _join, _last_gradient, _split, _tiles
 
     block_t, block_c = _tiles(channels)
@@ -206,24 +172,23 @@ def test_the_passes_compile_for_a_gpu_with_wide_loads(channels):
     half = ["y", "residual", "total", "out", "active", "grad", "x", "grad_x"]
     types = dict.fromkeys(half, "*bf16") | dict.fromkeys(["bias", "sums", "sound", "weight"], "*fp32")
     types |= {"scale": "fp32", "slope": "fp32"}
-    join, split = compiled(_join, types, sizes), compiled(_split, types, sizes)
+    join, split = (compiled_for_gpu(k, types, sizes).asm["ptx"] for k in (_join, _split))
     # 8 numbers at once: two loads for the sums and one for each of the others would be 16-bit ones else.
     assert "ld.global.v4.b32" in join and "st.global.v4.b32" in join and "ld.global.b16" not in join
     assert "ld.global.v4.b32" in split and "st.global.v4.b32" in split and "ld.global.b16" not in split
     types["grad"] = "*fp32"
     last = {"channels": channels, "block_c": block_c, "block_t": 128, "block_k": 7}
-    assert "v4.b32" in compiled(_last_gradient, types, last)
+    assert "v4.b32" in compiled_for_gpu(_last_gradient, types, last).asm["ptx"]
 
 
-def test_the_weights_passes_compile_for_a_gpu():
-    pytest.importorskip("triton")
+def test_the_weights_passes_compile_for_a_gpu(compiled_for_gpu):
     from speechgpt.vocoder.training_kernels import ROW_STEP, _weigh, _weigh_gradient
 
     types = dict.fromkeys(["values", "gains", "grad_values", "grad_gains"], "*fp32")
     types |= {"table": "*i32", "out": "*bf16", "grad": "*bf16"}
     constants = {"fields": 8, "step": ROW_STEP}
     for kernel in (_weigh, _weigh_gradient):
-        assert "sqrt" in compiled(kernel, types, constants)
+        assert "sqrt" in compiled_for_gpu(kernel, types, constants).asm["ptx"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
