@@ -85,7 +85,7 @@ _Callback = ctypes.CFUNCTYPE(
 
 
 class Library:
-    """The library as one process has it; it speaks one sentence at a time."""
+    """The library, which speaks each sentence in a fork."""
 
     def __init__(self) -> None:
         """Raises FileNotFoundError where it is not installed."""
@@ -175,13 +175,9 @@ class Library:
 
 
 @cache
-def _library(process: int) -> Library:
-    return Library()
-
-
 def library() -> Library:
-    """This process's; a forked one has its own."""
-    return _library(os.getpid())
+    """One serves forked processes too: it never speaks in the process that made it."""
+    return Library()
 
 
 def phones(begun: Sequence[tuple[str, int]], samples: int, sample_rate: int, language: str) -> list[list]:
