@@ -15,7 +15,7 @@ SPLIT_OPTIONS ?= --unknown text# how it is split, e.g. --by librispeech=keep (sp
 QUALITY_OPTIONS ?=#   more to judge units by, e.g. --ctc, in minutes on a GPU (speechgpt unit-quality --help)
 QA ?=#                your questions and answers (JSON lines), for stage 3
 SPEECH ?=#            folder with a manifest.tsv of recordings (MODEL_CARD.md): mini trains on them, `make listen` plays them
-PROSE ?= data/text/prose# mini: folders of English prose (.txt) that is spoken and read: ours, books, WordNet's data.*
+PROSE ?= data/text/prose /usr/share/wordnet# mini: folders of English prose (.txt): ours, books, WordNet's data.* (Debian: wordnet-base)
 TALKER ?= mini#       model that `make talk` and `make listen` ask: mini, or the folder that `make model` wrote
 ENCODER ?=#           HuBERT folder of your own, or hub name: nothing is pretrained
 LLAMA ?=#             LLaMA folder or hub name that is extended, instead of the one that llama.yaml names

@@ -11,29 +11,29 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from speechgpt.data.files import write_jsonl
+from speechgpt.data.mini_recordings import Recordings, read_recordings
 from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
 from speechgpt.data.qa_sentences import answer_sentences, write_sentences
 from speechgpt.data.questions import (
     Question,
     digits,
     orders,
-    recorded,
     repeats,
     smalltalk,
     split_of,
     sums,
     unknown,
 )
-from speechgpt.data.rows import read_manifest
+from speechgpt.data.rare_words import prose_words, rare_word_lists
 from speechgpt.data.sentences import SentenceMaker, digit_string
 from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import Sentence
-from speechgpt.data.text_normal import normalise, number_words
+from speechgpt.data.text_normal import number_words
 from speechgpt.data.voices import resolve
 
 LONGEST_SENTENCE = 12  # words
@@ -72,7 +72,9 @@ class MiniConfig:
     smalltalk_family: int = 0  # wordings more of each row of small talk, from others of its family
     unknown_made: int = 0  # questions that cannot be answered, from templates, all of train
     sums_read: int = 0  # more sums, which nobody speaks: the table is learnt from text
-    prose_voices: int = 1  # how often each piece of the training prose is spoken, by voices drawn anew
+    prose_again: int = 0  # pieces of the training prose that a second voice says too
+    rare_word_sayings: int = 0  # as often, at least, is each word of the prose said: lists of words see to it
+    rare_word_times: int = 3  # as often must the prose (with WordNet's definitions) say a word to be one
 
     @classmethod
     def load(cls, path: str | Path) -> "MiniConfig":
@@ -139,15 +141,6 @@ def plain_sentences(config: MiniConfig, maker: SentenceMaker) -> Iterator[tuple[
         yield f"number.{number:05d}", number_words(rng.randint(0, 10 ** rng.randint(1, 6))), "train"
 
 
-@dataclass(frozen=True)
-class Recordings:
-    """What is taken over from recordings (--speech)."""
-
-    questions: list[Question] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)  # the other texts of train, each once
-    held_out: HeldOut = field(default_factory=lambda: HeldOut([]))  # the texts of dev and test
-
-
 def spoken_again(config: MiniConfig, recordings: Recordings) -> Iterator[tuple[str, str, str]]:
     """(id, text, split) of what people say, in random order; begins anew when all were said."""
     texts = list(recordings.texts)
@@ -179,7 +172,7 @@ def prose(
         raise ValueError(
             f"prose is {config.prose} and prose_text {config.prose_text}, but there is no --prose (make: "
             "PROSE=); give .txt files of English prose or folders of them, books of Project Gutenberg or the "
-            "data.noun, data.verb ... of WordNet; or set both to 0"
+            "data.noun, data.verb ... of WordNet (Debian's wordnet-base); or set both to 0"
         )
     words = {word for text in known for word in text.split()}
     pieces = prose_pieces(paths, config.seed)
@@ -191,9 +184,25 @@ def prose(
         split = split_of(number, held, held)
         if split != "train" and train.says(text):
             continue
-        times = config.prose_voices if split == "train" else 1
+        times = 2 if 2 * held <= number < 2 * held + config.prose_again else 1
         spoken += [(f"prose.{number:05d}" + f".{n}" * (n > 0), text, split) for n in range(times)]
     return spoken, chosen[config.prose :]
+
+
+def rare_words(
+    config: MiniConfig, paths: Sequence[Path], texts: Iterable[tuple[str, str]]
+) -> list[tuple[str, str, str]]:
+    """(id, text, "train") of lists of words that the training part of `texts`, (text, split), seldom says."""
+    if not config.rare_word_sayings:
+        return []
+    if not paths:
+        raise ValueError(
+            f"rare_word_sayings is {config.rare_word_sayings}, but there is no --prose to take words of"
+        )
+    said = Counter(word for text, split in texts if split == "train" for word in text.split())
+    vocabulary = {word for word, n in prose_words(paths).items() if n >= config.rare_word_times}
+    lists = rare_word_lists(said, vocabulary, config.rare_word_sayings, config.seed)
+    return [(f"rare.{number:05d}", text, "train") for number, text in enumerate(lists)]
 
 
 def questions(
@@ -236,6 +245,7 @@ def build(
     trained = [text for text, split in texts if split == "train"] + recordings.texts
     trained += [row.answer for row in rows if row.split == "train"]
     read_aloud, read = prose(config, books, known, kept, trained)
+    read_aloud += rare_words(config, books, [*texts, *((text, split) for _, text, split in read_aloud)])
     spoken = [
         Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
         for i, text, split in [*plain, *read_aloud]
@@ -255,28 +265,6 @@ def build(
         counts["text.jsonl"] = write_jsonl(out / "text.jsonl", written)
     counts["qa.jsonl"] = write_jsonl(out / "qa.jsonl", (row.row() for row in [*rows, *unspoken]))
     return counts
-
-
-def read_recordings(manifests: Sequence[Path]) -> Recordings:
-    """What the recordings ask and say; prints how many do. Raises ValueError for a manifest without words."""
-    found, said, held_out = [], [], []
-    for path in manifests:
-        rows = read_manifest(path)
-        asking = list(recorded(rows))
-        ids = {question.id for question in asking}
-        saying = [row for row in rows if row.id not in ids and not row.slots and normalise(row.text)]
-        if not asking and not saying:
-            raise ValueError(
-                f"{path}: none of {len(rows)} recordings has the slots and words of an order, is of the "
-                "corpus digits, or says anything else; "
-                "`speechgpt align --jsgf-slots` finds the words of orders"
-            )
-        print(f"{path}: {len(asking)} of {len(rows)} recordings ask something, {len(saying)} say something")
-        found += asking
-        said += [normalise(row.text) for row in saying if row.split == "train"]
-        held_out += [row.text for row in rows if row.split != "train"]
-    kept = HeldOut(held_out)
-    return Recordings(found, [text for text in dict.fromkeys(said) if not kept.says(text)], kept)
 
 
 def main(argv: list[str]) -> int:

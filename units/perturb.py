@@ -28,17 +28,18 @@ from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import SAFE_ID, audio_path
 from speechgpt.units.augment import AugmentConfig, augment
+from speechgpt.units.cutting import cut_ends, cut_phones, cut_quiet_ends, retime_phones
 from speechgpt.units.revoice import RevoiceConfig
 from speechgpt.units.settings import text_hash
 
 CHUNK = 64  # copies: what a kill can cost each job
-VERSION = 3  # of the way in which copies are made: another one makes all anew
+VERSION = 4  # of the way in which copies are made: another one makes all anew
 PEAK = 0.99  # the loudest that a file may be
 SPLIT = "train"  # held-out recordings stay as they were made
 LIMITS = (0.5, 2.0)  # of speeds
 BABBLE_VOICES = 5
 TALKERS = 16  # recordings of which these are, for each chunk
-SHORTEST = 0.15  # seconds that cutting its ends leaves of a recording
+NOT_OF_SOUND = ("copies", "speed", "trim", "trim_quiet_db", "babble_share")  # settings done elsewhere
 NAME_LENGTH = 100  # characters of an id in a file name
 
 
@@ -60,6 +61,7 @@ class PerturbConfig:
     gain_db: tuple | list = (0.0, 0.0)  # peak level; [0, 0]: left as it is
     babble_share: float = 0.0  # of the noisy copies: other recordings; the rest: white to brown noise
     trim: dict = field(default_factory=dict)  # corpus: the largest share that a copy loses at each end
+    trim_quiet_db: dict = field(default_factory=dict)  # corpus: [least, most], see `cutting.cut_quiet_ends`
     revoice: dict = field(default_factory=dict)  # `RevoiceConfig`
 
     def __post_init__(self) -> None:
@@ -75,6 +77,10 @@ class PerturbConfig:
             raise ValueError(f"speed is {self.speed!r}; expected numbers from {LIMITS[0]} to {LIMITS[1]}")
         if not all(type(v) in (int, float) and 0 <= v < 0.5 for v in self.trim.values()):
             raise ValueError(f"trim is {self.trim!r}; expected shares from 0 to less than 0.5 by corpus")
+        for value in self.trim_quiet_db.values():
+            numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
+            if not numbers or len(value) != 2 or not 0 < value[0] <= value[1]:
+                raise ValueError(f"trim_quiet_db is {self.trim_quiet_db!r}; expected [least, most] by corpus")
         known = {f.name for f in fields(RevoiceConfig)}
         if unknown := sorted(self.revoice.keys() - known):
             raise ValueError(f"revoice has {', '.join(unknown)}; expected {', '.join(sorted(known))}")
@@ -97,7 +103,7 @@ class PerturbConfig:
     def sound(self, babbling: bool = False, others: bool = False) -> AugmentConfig:
         """Where other recordings babble there is no other noise; in all, `noise_chance` are noisy."""
         given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        given = {k: v for k, v in given.items() if k not in ("copies", "speed", "trim", "babble_share")}
+        given = {k: v for k, v in given.items() if k not in NOT_OF_SOUND}
         given["revoice"] = RevoiceConfig(**self.revoice)
         share = self.babble_share if others else 0.0
         silent = 1 - self.noise_chance * share  # the chance that nobody babbles
@@ -142,29 +148,6 @@ def babble(
     power = float(np.mean(np.square(voices))) or 1.0
     wanted = float(np.mean(np.square(waveform))) * 10 ** (-snr_db / 10)
     return voices * math.sqrt(wanted / power)
-
-
-def cut_ends(waveform: np.ndarray, share: float, seed: int, name: str) -> tuple[np.ndarray, int]:
-    """(T,) to (T',) that lost up to `share` of its samples at each end, and how many it lost in front."""
-    rng = random.Random(f"{seed} trim {name}")
-    front, back = (round(rng.uniform(0, share) * len(waveform)) for _ in range(2))
-    if len(waveform) - front - back < SHORTEST * SAMPLE_RATE:
-        return waveform, 0
-    return waveform[front : len(waveform) - back], front
-
-
-def cut_phones(phones: list, begin: float, seconds: float) -> list[list]:
-    """[[phone, end in seconds], ...] to those of the `seconds` that begin at `begin`."""
-    kept: list[list] = []
-    for phone, end in phones:
-        if end > begin and (not kept or kept[-1][1] < seconds):
-            kept.append([phone, min(end - begin, seconds)])
-    return kept
-
-
-def retime_phones(phones: list, scale: float) -> list[list]:
-    """[[phone, end in seconds], ...] of a recording to those of a copy that lasts `scale` times as long."""
-    return [[phone, round(end * scale, 4)] for phone, end in phones]
 
 
 @dataclass(frozen=True)
@@ -220,8 +203,7 @@ def perturb_chunk(chunk: Chunk) -> int:
     for source in chunk.sources:
         whole = read_audio(source.audio, SAMPLE_RATE)  # T
         for name, path in source.outputs():
-            share = chunk.config.trim.get(source.row.corpus, 0.0)
-            waveform, cut = cut_ends(whole, share, chunk.seed, name)
+            waveform, cut = _cut(whole, source.row.corpus, chunk, name)
             copy = perturb_waveform(waveform, chunk.config, chunk.seed, name, others)  # T'
             with atomic_path(chunk.out / path) as part:
                 soundfile.write(str(part), copy, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
@@ -230,6 +212,15 @@ def perturb_chunk(chunk: Chunk) -> int:
             seconds = round(len(copy) / SAMPLE_RATE, 4)
             rows.append(replace(source.row, id=name, path=str(path), seconds=seconds, phones=phones))
     return write_manifest(chunk.out / chunk.rows, rows)
+
+
+def _cut(whole: np.ndarray, corpus: str, chunk: Chunk, name: str) -> tuple[np.ndarray, int]:
+    """(T,) to (T',) cut as the corpus is to be, and how many samples it lost in front."""
+    waveform, cut = whole, 0
+    if decibels := chunk.config.trim_quiet_db.get(corpus):
+        waveform, cut = cut_quiet_ends(waveform, decibels, chunk.seed, name)
+    waveform, more = cut_ends(waveform, chunk.config.trim.get(corpus, 0.0), chunk.seed, name)
+    return waveform, cut + more
 
 
 def read_sources(manifests: Sequence[str | Path], config: PerturbConfig) -> list[Source]:

@@ -26,6 +26,7 @@ from speechgpt.data.questions import (
     unknown,
     wording_splits,
 )
+from speechgpt.data.rare_words import prose_words
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.data.sentences import TEXT, SentenceMaker
 from speechgpt.data.synthesize import read_sentences
@@ -45,7 +46,7 @@ SMALL = {
     },
     **{"smalltalk": 5800, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
     **{"prose": 0, "held_out_prose": 2, "prose_text": 0, "recorded_texts": 0},
-    **{"prose_voices": 1, "smalltalk_family": 0, "unknown_made": 0},
+    **{"prose_again": 0, "rare_word_sayings": 0, "smalltalk_family": 0, "unknown_made": 0},
 }
 
 
@@ -297,6 +298,31 @@ def test_no_held_out_piece_is_an_answer_or_said_by_people(config_file, tmp_path)
     assert spoken == set(said[1:])
 
 
+def test_some_prose_is_said_by_a_second_voice_and_rare_words_in_lists(config_file, tmp_path):
+    (tmp_path / "data.verb").write_text(GLOSS.replace("| ", "| a luxuriant canyon, J. R. luxuriants; "))
+    (tmp_path / "book.txt").write_text("The sea was calm.\n\nA canyon lay there.\n\nThey met him.\n")
+    assert prose_words([tmp_path])["luxuriant"] == 2 and "j" not in prose_words([tmp_path])
+    settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1, "held_out_prose": 1}
+    settings |= {"prose": 5, "prose_again": 1, "rare_word_sayings": 5, "rare_word_times": 1}
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings))
+    command = ["--config", tmp_path / "corpus.yaml", "--out", tmp_path / "out", "--prose", tmp_path]
+    assert main(list(map(str, command))) == 0
+    rows = rows_of(tmp_path / "out/sentences.jsonl")
+    trained = [row for row in rows if row.get("split", "train") == "train"]
+    twice = Counter(row["text"] for row in trained if row["id"].startswith("prose."))
+    assert sorted(twice.values()) == [1, 1, 2]
+    lists = [row["text"] for row in trained if row["id"].startswith("rare.")]
+    assert Counter(word for text in lists for word in text.split())["luxuriant"] == 5
+    trained += rows_of(tmp_path / "out/questions.jsonl")
+    said = Counter(word for row in trained for word in row["text"].split())
+    assert all(said[word] >= 5 for word in prose_words([tmp_path]))
+    assert max(len(text.split()) for text in lists) <= 6
+    settings |= {"prose": 0, "prose_again": 0}
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="rare_word_sayings is 5, but there is no --prose"):
+        main(list(map(str, command[:4])))
+
+
 def test_prose_comes_from_each_folder_in_turn_and_unknown_words_are_left_out():
     whale = ["the sea was calm", "the zyx was calm", "the vitamin b was there", "the sea was calm"]
     pieces = {Path("whale"): whale, Path("a"): ["the sea", "was the calm sea", "calm was the sea"]}
@@ -489,16 +515,17 @@ def test_bad_configs_are_named(tmp_path, config_file):
             main(["--config", str(path), "--out", str(tmp_path / "out")])
 
 
-def test_the_preset_loads_and_speaks_about_a_hundred_thousand():
+def test_the_preset_loads_and_speaks_about_two_hundred_thousand():
     config = MiniConfig.load(PRESETS / "mini" / "corpus.yaml")
     numbers = asdict(config)
     kinds = ("sentences", "word_lists", "words", "digit_strings", "numbers", "orders", "digits", "sums")
     kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences", "recorded_texts", "unknown_made")
     held = 2 * config.held_out_prose
-    prose = (config.prose - held) * config.prose_voices + held
-    assert 110_000 < sum(numbers[kind] for kind in kinds) + prose < 140_000  # and some 17,000 answers
+    assert config.prose_again <= config.prose - held
+    # and some 17,000 answers and 20,000 lists of rare words
+    assert 180_000 < sum(numbers[kind] for kind in kinds) + config.prose + config.prose_again < 230_000
     ours = prose_pieces([PRESETS.parents[1] / "data" / "text" / "prose"], config.seed)
-    assert config.prose <= sum(map(len, ours.values())) < config.prose + 500  # all that the repository holds
+    assert 40_000 < config.prose - sum(map(len, ours.values())) < 42_100  # all of ours and of WordNet 3.0
 
 
 def test_wordings_of_a_family_are_taken_over_and_held_out_ones_never():

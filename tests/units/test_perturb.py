@@ -14,8 +14,6 @@ from speechgpt.units import perturb as module
 from speechgpt.units.perturb import (
     PerturbConfig,
     babble,
-    cut_ends,
-    cut_phones,
     file_name,
     main,
     perturb,
@@ -188,24 +186,6 @@ def test_the_preset_loads():
     assert config.sound().active
 
 
-def test_ends_are_cut_with_their_phones(manifest, tmp_path):
-    phones = [["SIL", 0.2], ["S", 0.5], ["IH", 0.8], ["K", 1.0]]
-    assert cut_phones(phones, 0.3, 0.6) == [["S", 0.2], ["IH", 0.5], ["K", 0.6]]
-    waveform = np.arange(16_000, dtype=np.float32)
-    lost = set()
-    for name in "abcdefgh":
-        cut, front = cut_ends(waveform, 0.3, 1, name)
-        assert cut[0] == front and 16_000 * 0.4 <= len(cut) < 16_000
-        lost.add(front)
-    assert len(lost) == 8 and max(lost) <= 4800
-    assert len(cut_ends(waveform[:2000], 0.49, 1, "a")[0]) == 2000  # too short to lose anything
-    perturb([manifest], tmp_path / "out", PerturbConfig({"a": 3}, (1.0, 1.0), trim={"a": 0.3}), 1, jobs=1)
-    whole = {row.id: row.seconds for row in read_manifest(manifest)}
-    copies = read_manifest(tmp_path / "out" / "manifest.jsonl")
-    assert all(row.seconds < whole[row.id.rsplit(".", 1)[0]] for row in copies)
-    assert all(abs(row.phones[-1][1] - row.seconds) < 2e-3 for row in copies if row.phones)
-
-
 def test_others_talk_in_the_background_as_loud_as_was_drawn():
     rng = np.random.default_rng(0)
     voice, others = rng.standard_normal(8000).astype(np.float32), [np.ones(500, np.float32)] * 3
@@ -230,6 +210,7 @@ def test_as_many_copies_are_noisy_as_was_asked_with_and_without_babble():
 
 
 def test_settings_that_cannot_be_are_refused():
-    for wrong in ({"trim": {"a": 0.6}}, {"revoice": {"loud": 1}}, {"revoice": {"chance": 3}}):
+    quiet = [{"trim_quiet_db": {"a": value}} for value in (12, [20], [30, 10], [0, 10])]
+    for wrong in ({"trim": {"a": 0.6}}, *quiet, {"revoice": {"loud": 1}}, {"revoice": {"chance": 3}}):
         with pytest.raises(ValueError, match="trim|revoice|chance"):
             PerturbConfig({"a": 1}, **wrong)
