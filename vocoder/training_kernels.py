@@ -25,6 +25,22 @@ def _place(t, dilation, rows: tl.constexpr):
     return (block * dilation + rest % dilation) * rows + rest // dilation
 
 
+@triton.jit
+def _positions(
+    length, stored, dilation, plain_stored,
+    channels: tl.constexpr, rows: tl.constexpr, block_t: tl.constexpr, block_c: tl.constexpr,
+):  # fmt: skip
+    """A program's row, positions and channels, which of them there are, and where both grids have them."""
+    row = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) * block_t + tl.arange(0, block_t)
+    c = tl.arange(0, block_c)
+    real = (c < channels)[None, :]
+    inside = (t < length)[:, None] & real
+    source = row * stored * channels + _place(t, dilation, rows)[:, None] * channels + c[None, :]
+    plain = row * plain_stored * channels + t[:, None] * channels + c[None, :]
+    return row, t, c, real, inside, source, plain
+
+
 @triton.jit(
     do_not_specialize=[
         "length", "y_stored", "y_dilation", "stored", "active_stored", "active_dilation",
@@ -36,13 +52,9 @@ def _join(
     active_dilation, scale, slope, residual_given, total_given, out_wanted, active_wanted,
     channels: tl.constexpr, rows: tl.constexpr, block_t: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * block_t + tl.arange(0, block_t)
-    c = tl.arange(0, block_c)
-    real = (c < channels)[None, :]
-    inside = (t < length)[:, None] & real
-    source = row * y_stored * channels + _place(t, y_dilation, rows)[:, None] * channels + c[None, :]
-    plain = row * stored * channels + t[:, None] * channels + c[None, :]
+    row, t, c, real, inside, source, plain = _positions(
+        length, y_stored, y_dilation, stored, channels, rows, block_t, block_c
+    )
     sums = tl.load(y + source, mask=inside, other=0.0).to(tl.float32)
     sums += tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
     sums += tl.load(residual + plain, mask=inside & (residual_given != 0), other=0.0).to(tl.float32)
@@ -73,13 +85,9 @@ def _split(
     out_dilation, scale, slope, residual_given, total_given,
     channels: tl.constexpr, rows: tl.constexpr, block_t: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * block_t + tl.arange(0, block_t)
-    c = tl.arange(0, block_c)
-    real = (c < channels)[None, :]
-    inside = (t < length)[:, None] & real
-    source = row * in_stored * channels + _place(t, in_dilation, rows)[:, None] * channels + c[None, :]
-    plain = row * stored * channels + t[:, None] * channels + c[None, :]
+    row, t, c, real, inside, source, plain = _positions(
+        length, in_stored, in_dilation, stored, channels, rows, block_t, block_c
+    )
     g = tl.load(grad + source, mask=inside, other=0.0).to(tl.float32)
     a = tl.load(active + source, mask=inside, other=0.0).to(tl.float32)
     g = tl.where(a > 0, g, g * slope) * scale
