@@ -38,14 +38,9 @@ def convolve(z: Tensor, wide: Tensor, form: ConvForm) -> Tensor:
 
 
 def place(
-    y: Tensor,
-    bias: Tensor,
-    source: ConvForm,
-    target: ConvForm,
-    length: int,
-    reflect: bool,
-    against: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+    y: Tensor, bias: Tensor, source: ConvForm, target: ConvForm,
+    length: int, reflect: bool, against: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Leaky ReLU of y + bias, laid out for the next convolution, padded: zeros, or `reflect`.
 
     y (N, rows, G * block * O) of `source`, of which `length` samples count; bias (C,) float32. Returns z
@@ -68,14 +63,9 @@ def check_height(height: int, half: int) -> None:
 
 
 def _placed(
-    y: Tensor,
-    bias: Tensor,
-    source: ConvForm,
-    target: ConvForm,
-    length: int,
-    reflect: bool,
-    against: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+    y: Tensor, bias: Tensor, source: ConvForm, target: ConvForm,
+    length: int, reflect: bool, against: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The same by PyTorch, on any device."""
     y = y.unflatten(2, (source.groups, source.block, source.outputs)).transpose(2, 3)  # N rows block G O
     y = y.flatten(3).flatten(1, 2)[:, :length]  # N T C
