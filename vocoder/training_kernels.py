@@ -157,6 +157,16 @@ def _weigh(values, gains, table, out, fields: tl.constexpr, step: tl.constexpr):
 
 
 @triton.jit
+def _summed(grad, target, n, size, taps, columns, copies, apart, step: tl.constexpr):
+    """The gradient of a row's numbers n, summed over the copies that were written tap by tap."""
+    place = (n % taps) * columns + n // taps
+    total = tl.zeros((step,), tl.float32)
+    for copy in range(0, copies):
+        total += tl.load(grad + target + copy * apart + place, mask=n < size, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def _weigh_gradient(
     values, gains, table, grad, grad_values, grad_gains, fields: tl.constexpr, step: tl.constexpr
 ):
@@ -170,10 +180,7 @@ def _weigh_gradient(
     for begin in range(0, size, step):
         n = begin + tl.arange(0, step)
         v = tl.load(values + start + n, mask=n < size, other=0.0)
-        place = (n % taps) * columns + n // taps
-        g = tl.zeros((step,), tl.float32)
-        for copy in range(0, copies):
-            g += tl.load(grad + target + copy * apart + place, mask=n < size, other=0.0).to(tl.float32)
+        g = _summed(grad, target, n, size, taps, columns, copies, apart, step)
         squares += v * v
         products += v * g
     square, product = tl.sum(squares, 0), tl.sum(products, 0)
@@ -183,10 +190,7 @@ def _weigh_gradient(
     for begin in range(0, size, step):
         n = begin + tl.arange(0, step)
         v = tl.load(values + start + n, mask=n < size, other=0.0)
-        place = (n % taps) * columns + n // taps
-        g = tl.zeros((step,), tl.float32)
-        for copy in range(0, copies):
-            g += tl.load(grad + target + copy * apart + place, mask=n < size, other=0.0).to(tl.float32)
+        g = _summed(grad, target, n, size, taps, columns, copies, apart, step)
         tl.store(grad_values + start + n, scale * (g - v * (product / square)), mask=n < size)
 
 
