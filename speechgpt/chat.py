@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from speechgpt.command_options import add_playing
-from speechgpt.commands import Faults, emit, follow, save_speech
+from speechgpt.command_results import Faults, emit, save_speech
+from speechgpt.commands import follow
 from speechgpt.data.audio import read_audio
 from speechgpt.events import Reply
 from speechgpt.model_dir import find_model

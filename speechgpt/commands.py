@@ -6,12 +6,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from speechgpt.cli import OK, complain, one_line
+from speechgpt.cli import OK
 from speechgpt.command_options import (
     add_json,
     add_model,
@@ -20,6 +19,7 @@ from speechgpt.command_options import (
     command_parser,
     given_parts,
 )
+from speechgpt.command_results import Faults, check_target, emit, save_speech
 from speechgpt.data.audio import read_audio
 from speechgpt.events import Reply, Sound
 from speechgpt.quick_start import quick_start
@@ -29,33 +29,7 @@ from speechgpt.wav_stream import Player, PlayerError, WavStream, to_standard_out
 if TYPE_CHECKING:
     from speechgpt.pipeline import SpeechGPT
 
-T = TypeVar("T")
-
 DEFAULT_OUT = Path("work/talk")
-
-
-class Faults:
-    """Turns the errors of single inputs into one line each, and remembers that there were any."""
-
-    def __init__(self, command: str) -> None:
-        self._command = command
-        self.code = OK
-
-    def report(self, name: object, error: Exception) -> None:
-        message = one_line(error)
-        if str(name) not in message:
-            message = f"{name}: {message}"
-        self.code = complain(f"speechgpt {self._command}: {message}")
-
-    def attempt(self, name: object, work: Callable[..., T], *args: Any) -> T | None:
-        """work(*args), or None when it refuses its input, which is then reported under `name`."""
-        try:
-            return work(*args)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError, MemoryError) as error:
-            self.report(name, error)
-            return None
 
 
 def talk(argv: list[str]) -> int:
@@ -282,24 +256,3 @@ def load_model(model_dir, args: argparse.Namespace, encoder: bool, vocoder: bool
         model = SpeechGPT(model_dir, args.device, encoder=encoder, vocoder=vocoder)
     # On a CPU the first answer costs less by itself than a warm-up does.
     return model if model.device == "cpu" else model.warm_up()
-
-
-def save_speech(path: Path, waveform, sample_rate: int) -> None:
-    """Writes a whole wav or none. Raises OSError that names it."""
-    from speechgpt.data.audio import write_wav
-
-    check_target(path)
-    try:
-        write_wav(path, waveform, sample_rate)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {one_line(OSError(error.errno, error.strerror))}") from error
-
-
-def check_target(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: is not a regular file; --out names the wav to write")
-
-
-def emit(line: str, out: TextIO | None = None) -> None:
-    """Each result leaves at once, so that a reader sees it while the next one is being made."""
-    print(line, file=out, flush=True)

@@ -4,10 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from speechgpt.commands import describe_timings, one_row, save_speech
+from speechgpt.command_results import save_speech
+from speechgpt.commands import describe_timings
 from speechgpt.data.audio import read_audio
 from speechgpt.model_dir import find_model
 from speechgpt.quick_start import quick_start
+from speechgpt.turn_lines import one_row
 
 DEFAULT_OUT = Path("work/demo")
 ANSWER = "answer.wav"  # its picture is answer.png

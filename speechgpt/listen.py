@@ -16,7 +16,7 @@ import soundfile
 from tqdm import tqdm
 
 from speechgpt.command_options import add_model, command_parser
-from speechgpt.commands import emit
+from speechgpt.command_results import emit
 from speechgpt.data import coffee
 from speechgpt.data.audio import SAMPLE_RATE, read_audio, resample
 from speechgpt.data.chain import Recordings

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from speechgpt.commands import one_row
 from speechgpt.picture import HEIGHT, WIDTH
 from speechgpt.report_page import document
+from speechgpt.turn_lines import one_row
 
 STYLE = """
 :root{color-scheme:light dark;--good:#1d7a46}@media (prefers-color-scheme:dark){:root{--good:#6fcf97}}

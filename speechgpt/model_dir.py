@@ -12,7 +12,6 @@ Looking a model up and refusing a wrong one needs neither torch nor transformers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +194,7 @@ def frame_rate(encoder: Path) -> float:
 
     with naming(encoder):
         config, extra = read_configs(model_folder(ready_encoder(encoder), ENCODER))
-    return extra["sample_rate"] / prod(config.conv_stride)
+    return extra["sample_rate"] / config.hop
 
 
 def known_models() -> list[str]:

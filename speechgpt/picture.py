@@ -10,9 +10,9 @@ matplotlib.use("Agg")  # no screen is needed
 
 from matplotlib import pyplot  # noqa: E402
 
-from speechgpt.commands import one_row  # noqa: E402
 from speechgpt.data.audio import SAMPLE_RATE  # noqa: E402
 from speechgpt.data.files import atomic_path  # noqa: E402
+from speechgpt.turn_lines import one_row  # noqa: E402
 from speechgpt.units.dedup import deduplicate, expand  # noqa: E402
 
 WINDOW = 400  # samples of a spectrogram column at 16 kHz

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from speechgpt.backends import OURS, add_backend, encoder_loader, fairseq_vocoder
 from speechgpt.command_options import add_model, command_parser
-from speechgpt.commands import Faults, check_target, emit, save_speech
+from speechgpt.command_results import Faults, check_target, emit, save_speech
 from speechgpt.data.hub import named_path
 
 STREAM_OPTIONS = {

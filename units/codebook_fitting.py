@@ -118,7 +118,7 @@ def sample_features(
             frames_before[row.id] = end = start + len(mask)
             labels[row.id].append(phone_labels(phones, end, *place)[start:][mask.numpy()])
         parts = np.split(kept, np.cumsum([int(m.sum()) for m in masks])[:-1])
-        return lambda: parts
+        return lambda: [part if np.isfinite(part).all() else None for part in parts]
 
     bad = []
     for row, part, reason in encode_rows(

@@ -2,42 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn import functional
 
-from speechgpt.data.files import atomic_path, write_json
 from speechgpt.data.hub import ENCODER, model_folder
 from speechgpt.units.devices import choose_device
-from speechgpt.units.encoder_files import (
-    CONFIG_FILE,
-    ENCODER_FILE,
-    ENCODER_FORMAT,
-    WEIGHTS_FILE,
-    Undrawn,
-    load_weights,
-    read_configs,
-    read_weights,
-)
+from speechgpt.units.encoder_files import Undrawn, load_weights, read_configs, read_weights, write_encoder
 from speechgpt.units.fingerprint import fingerprint_of
 from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
 from speechgpt.units.padding import PADDED_SECONDS, length_batches
 from speechgpt.units.precision import check_precision, exact_convolutions
-
-NORMALIZE_EPS = 1e-5  # fairseq layer-normalises the waveform with torch's default
-
-
-def _array(waveform: np.ndarray | Tensor) -> np.ndarray:
-    """A waveform (T,) of any dtype and device to (T,) float32 in memory."""
-    if isinstance(waveform, Tensor):
-        waveform = waveform.detach().float().cpu().numpy()  # numpy knows no bfloat16
-    return np.asarray(waveform, np.float32)
+from speechgpt.units.waveforms import check_waveforms, in_memory, side_by_side
 
 
 class Encoder(nn.Module):
@@ -92,51 +71,17 @@ class Encoder(nn.Module):
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None, layers: int | None = None) -> None:
         """Writes the folder that `load` reads; a copy of other dtype or fewer layers names its original."""
-        copy, path = self, Path(path)
-        if dtype not in (None, torch.float32) or layers not in (None, self.num_layers):
-            copy = self._derived(dtype, layers or self.num_layers)
-        path.mkdir(parents=True, exist_ok=True)
-        weights = {k: v.detach().cpu().contiguous() for k, v in copy.model.state_dict().items()}
-        if dtype is not None:
-            weights = {k: v.to(dtype) for k, v in weights.items()}
-        with atomic_path(path / WEIGHTS_FILE) as part:
-            part.write_bytes(save(weights, metadata={"format": "pt"}))
-        write_json(path / CONFIG_FILE, copy.config.to_values())
-        extra = {
-            "format": ENCODER_FORMAT,
-            "normalize": self.normalize,
-            "sample_rate": self.sample_rate,
-            "fingerprint": copy.compute_fingerprint(),
-            "provenance": self.provenance,
-        }
-        if copy.derived_from:
-            extra["derived_from"] = copy.derived_from
-        write_json(path / ENCODER_FILE, extra)
-
-    def _derived(self, dtype: torch.dtype | None, layers: int) -> "Encoder":
-        if not 1 <= layers <= self.num_layers:
-            raise ValueError(f"layers {layers}: the encoder has layers 1 to {self.num_layers}")
-        config = replace(self.config, num_hidden_layers=layers)
-        copy = Encoder(config, self.normalize, self.sample_rate, self.provenance)
-        kept = copy.model.state_dict().keys()
-        weights = {k: v.detach().cpu() for k, v in self.model.state_dict().items() if k in kept}
-        copy.model.load_state_dict({k: v.to(dtype or v.dtype).float() for k, v in weights.items()})
-        original = self.derived_from or self.fingerprint
-        copy.derived_from = original if original != copy.compute_fingerprint() else ""
-        return copy
+        write_encoder(self, Path(path), dtype, layers or self.num_layers)
 
     @property
     def hop(self) -> int:
         """Samples between two frames."""
-        return math.prod(self.config.conv_stride)
+        return self.config.hop
 
     @property
     def receptive_field(self) -> int:
         """Samples that one frame sees through the convolutions: the shortest waveform that has a frame."""
-        field = 1
-        for kernel, stride in reversed(self._convolutions()):
-            field = (field - 1) * stride + kernel
-        return field
+        return self.config.receptive_field
 
     @property
     def num_layers(self) -> int:
@@ -178,14 +123,9 @@ class Encoder(nn.Module):
     def compute_fingerprint(self) -> str:
         return fingerprint_of(self.config, self.normalize, self.sample_rate, self.model.state_dict())
 
-    def _convolutions(self) -> list[tuple[int, int]]:
-        return list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))
-
     def frames(self, samples: int | Tensor) -> int | Tensor:
         """Frames N of a waveform of `samples` samples (an int, or a tensor of them): (T - 400) // 320 + 1."""
-        for kernel, stride in self._convolutions():
-            samples = (samples - kernel) // stride + 1
-        return samples
+        return self.config.frames(samples)
 
     def check_layer(self, layer: int) -> None:
         if not 1 <= layer <= self.num_layers:
@@ -272,7 +212,7 @@ class Encoder(nn.Module):
             mean = hidden.mean(-1, keepdim=True)
             variance = hidden.var(-1, unbiased=False, keepdim=True)
         else:
-            kernel, stride = self._convolutions()[0]
+            kernel, stride = self.config.convolutions[0]
             count = (lengths - kernel) // stride + 1  # B
             valid = (torch.arange(hidden.shape[-1], device=hidden.device) < count[:, None])[:, None]  # B 1 M
             count = count[:, None, None]
@@ -305,8 +245,8 @@ class Encoder(nn.Module):
         batch_seconds: where rows are padded, of padded audio at a time, if PADDED_SECONDS is not less.
         """
         self.check_layer(layer)
-        self._check_lengths(waveforms)
-        waveforms = [_array(w) for w in waveforms]
+        check_waveforms(waveforms, self.receptive_field, self.sample_rate)
+        waveforms = [in_memory(w) for w in waveforms]
         plan = self.plan_for(layer, precision)
         if plan is not None:
             return plan(waveforms)
@@ -347,27 +287,8 @@ class Encoder(nn.Module):
             self._planned = key, plan
         return plan
 
-    def _check_lengths(self, waveforms: Sequence[np.ndarray | Tensor]) -> None:
-        for number, waveform in enumerate(waveforms):
-            if np.ndim(waveform) != 1:
-                raise ValueError(
-                    f"waveform {number} of the batch: shape {tuple(np.shape(waveform))}, expected (T,): one "
-                    "channel a waveform"
-                )
-            if len(waveform) < self.receptive_field:
-                raise ValueError(
-                    f"waveform {number} of the batch: {len(waveform)} samples; the encoder needs at least "
-                    f"{self.receptive_field} ({1000 * self.receptive_field / self.sample_rate:.0f} ms)"
-                )
-
     def pad(self, waveforms: Sequence[np.ndarray | Tensor]) -> tuple[Tensor, Tensor]:
         """Waveforms (T,) to one normalised batch (B, T) on the device, and lengths (B,) in samples."""
-        self._check_lengths(waveforms)
-        batch = torch.zeros(len(waveforms), max(len(w) for w in waveforms))
-        for number, waveform in enumerate(waveforms):
-            row = torch.as_tensor(_array(waveform))
-            if self.normalize:
-                row = functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS)
-            batch[number, : len(row)] = row
-        lengths = torch.tensor([len(w) for w in waveforms])
+        check_waveforms(waveforms, self.receptive_field, self.sample_rate)
+        batch, lengths = side_by_side(waveforms, self.normalize)
         return batch.to(self.device, self.dtype, non_blocking=True), lengths.to(self.device)

@@ -1,21 +1,25 @@
-"""The files of an encoder folder in Hugging Face layout, read with errors that name what is wrong."""
+"""The files of an encoder folder in Hugging Face layout: written, and read with errors that name a fault."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from speechgpt.data.files import read_json
+from speechgpt.data.files import atomic_path, read_json, write_json
 from speechgpt.units.hubert import Hubert
 from speechgpt.units.hubert_config import HubertConfig
 from speechgpt.units.weight_files import read_tensors
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from speechgpt.units.encoder import Encoder
 
 ENCODER_FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE, ENCODER_FILE = "config.json", "model.safetensors", "encoder.json"
@@ -108,3 +112,40 @@ def misfits(
         if weights[n].shape != expected[n].shape
     ]
     return "; ".join(sorted(issues)[:5]) + ("; ..." if len(issues) > 5 else "")
+
+
+def write_encoder(encoder: "Encoder", path: Path, dtype: torch.dtype | None, layers: int) -> None:
+    """The folder of `encoder`; a copy of other dtype or fewer layers names its original."""
+    copy = encoder
+    if dtype not in (None, torch.float32) or layers != encoder.num_layers:
+        copy = _derived(encoder, dtype, layers)
+    path.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in copy.model.state_dict().items()}
+    if dtype is not None:
+        weights = {k: v.to(dtype) for k, v in weights.items()}
+    with atomic_path(path / WEIGHTS_FILE) as part:
+        part.write_bytes(save(weights, metadata={"format": "pt"}))
+    write_json(path / CONFIG_FILE, copy.config.to_values())
+    extra = {
+        "format": ENCODER_FORMAT,
+        "normalize": encoder.normalize,
+        "sample_rate": encoder.sample_rate,
+        "fingerprint": copy.compute_fingerprint(),
+        "provenance": encoder.provenance,
+    }
+    if copy.derived_from:
+        extra["derived_from"] = copy.derived_from
+    write_json(path / ENCODER_FILE, extra)
+
+
+def _derived(encoder: "Encoder", dtype: torch.dtype | None, layers: int) -> "Encoder":
+    if not 1 <= layers <= encoder.num_layers:
+        raise ValueError(f"layers {layers}: the encoder has layers 1 to {encoder.num_layers}")
+    config = replace(encoder.config, num_hidden_layers=layers)
+    copy = type(encoder)(config, encoder.normalize, encoder.sample_rate, encoder.provenance)
+    kept = copy.model.state_dict().keys()
+    weights = {k: v.detach().cpu() for k, v in encoder.model.state_dict().items() if k in kept}
+    copy.model.load_state_dict({k: v.to(dtype or v.dtype).float() for k, v in weights.items()})
+    original = encoder.derived_from or encoder.fingerprint
+    copy.derived_from = original if original != copy.compute_fingerprint() else ""
+    return copy

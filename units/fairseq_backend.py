@@ -28,9 +28,9 @@ from speechgpt.data.audio import read_audio
 from speechgpt.data.inert import read_inert
 from speechgpt.units.codebook import ASSIGN_CHUNK
 from speechgpt.units.devices import choose_device
-from speechgpt.units.encoder import NORMALIZE_EPS
 from speechgpt.units.fairseq_hubert import MODEL, TASK, check_settings, parse_convolutions
 from speechgpt.units.precision import exact_convolutions
+from speechgpt.units.waveforms import NORMALIZE_EPS
 
 INSTALL = "pip install 'speechgpt[fairseq]', or `make test PARITY=1` in a clone"
 

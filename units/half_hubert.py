@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from speechgpt.units.devices import on_device
-from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.half_kernels import Kernels
 from speechgpt.units.half_layers import (
     POSITION_BLOCK,
@@ -24,6 +24,7 @@ from speechgpt.units.half_layers import (
     norm_of,
 )
 from speechgpt.units.packing import Packing
+from speechgpt.units.waveforms import NORMALIZE_EPS
 
 
 class HalfHubert:

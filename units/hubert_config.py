@@ -1,8 +1,13 @@
 """The settings of a HuBERT as Hugging Face's config.json names them: read, checked, and written again."""
 
 from dataclasses import asdict, dataclass, field, fields
+from math import prod
+from typing import TYPE_CHECKING
 
 from speechgpt.data.files import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LISTS = ("conv_dim", "conv_stride", "conv_kernel")
 _SIZES = (
@@ -83,6 +88,30 @@ class HubertConfig:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} attention heads"
             )
+
+    @property
+    def convolutions(self) -> list[tuple[int, int]]:
+        """Kernel and stride of each."""
+        return list(zip(self.conv_kernel, self.conv_stride, strict=True))
+
+    @property
+    def hop(self) -> int:
+        """Samples between two frames."""
+        return prod(self.conv_stride)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees."""
+        field = 1
+        for kernel, stride in reversed(self.convolutions):
+            field = (field - 1) * stride + kernel
+        return field
+
+    def frames(self, samples: "int | Tensor") -> "int | Tensor":
+        """Frames N of so many samples: (T - 400) // 320 + 1 with the published convolutions."""
+        for kernel, stride in self.convolutions:
+            samples = (samples - kernel) // stride + 1
+        return samples
 
     @classmethod
     def names(cls) -> set[str]:

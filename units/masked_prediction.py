@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from speechgpt.units.audio_pool import IGNORED
-from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.prototypes import class_scores
+from speechgpt.units.waveforms import NORMALIZE_EPS
 
 HEADS = ("linear", "cosine", "codebook")
 GROUPS = ("nearest", "sum")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.hubert import TransformerLayer
 from speechgpt.units.packed_linear import PackedLinear, convolve_rows
+from speechgpt.units.waveforms import normalised
 
 BLOCK_FRAMES = 100  # convolved at a time on a CPU, where what a block makes stays in its caches
 
@@ -42,7 +43,7 @@ class PackedHubert:
         """Waveforms (T,) float32 to features (sum of N, D) and each row's N."""
         rows = [torch.from_numpy(np.ascontiguousarray(w)) for w in waveforms]
         if self.encoder.normalize:
-            rows = [functional.layer_norm(row, row.shape, eps=NORMALIZE_EPS) for row in rows]
+            rows = [normalised(row) for row in rows]
         return self.levelled(rows)
 
     @torch.no_grad()

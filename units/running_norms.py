@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from speechgpt.units.encoder import NORMALIZE_EPS, Encoder
+from speechgpt.units.encoder import Encoder
 from speechgpt.units.precision import exact_convolutions
+from speechgpt.units.waveforms import NORMALIZE_EPS
 
 BLOCK_SAMPLES = 65_536  # convolved at a time: 27 MB of HuBERT base's 512 channels
 

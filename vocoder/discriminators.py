@@ -30,7 +30,9 @@ class DiscriminatorConfig:
     zero_padding: bool = True  # False: reflection, as SpeechBrain pads
     spectral_norm: bool = True  # of the first scale, as published; False: weight norm there too
     weight_norm: bool = True  # False: plain weights
-    channels_last: bool = True  # of runs before: the layout is now always the one that the kernels read
+    # Without effect: the layout is always the one that the kernels read. It stays because a run is known by
+    # all of its settings: without it, a finished run would count as another one and be trained again.
+    channels_last: bool = True
 
     def __post_init__(self):
         if not self.periods and not self.scales:

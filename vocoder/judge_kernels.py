@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from speechgpt.vocoder.judge_shapes import SLOPE, Form
+from speechgpt.vocoder.judge_shapes import SLOPE, ConvForm
 
 RUN = 8  # numbers of half precision that one load takes
 LINES, COLUMNS = 32, 128  # of the tile of one program
@@ -109,7 +109,7 @@ def _place_back(
         tl.store(sums + tl.program_id(0) * (channels * r) + w, tl.sum(total, 0), mask=w < channels * r)
 
 
-def _run(source: Form, target: Form) -> int:
+def _run(source: ConvForm, target: ConvForm) -> int:
     return gcd(source.outputs, target.inputs, RUN)
 
 
@@ -117,8 +117,8 @@ class Place(torch.autograd.Function):
     """(y, bias, against) -> z, or (z, distance) where `against` is given. See `judge_layers.place`."""
 
     @staticmethod
-    def forward(ctx, y: Tensor, bias: Tensor, against: Tensor | None, source: Form, target: Form, length: int,
-                reflect: bool):  # fmt: skip
+    def forward(ctx, y: Tensor, bias: Tensor, against: Tensor | None, source: ConvForm, target: ConvForm,
+                length: int, reflect: bool):  # fmt: skip
         (lanes, rows_y, _), rows_z, channels = y.shape, target.rows_in(length), source.channels_out
         z = y.new_empty(lanes, rows_z, channels * target.samples)
         grid = (triton.cdiv(lanes * rows_z, LINES), triton.cdiv(z.shape[2], COLUMNS))
@@ -216,7 +216,7 @@ class Widen(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, v: Tensor, g: Tensor | None, singular: tuple[Tensor, Tensor] | None, form: Form,
+    def forward(ctx, v: Tensor, g: Tensor | None, singular: tuple[Tensor, Tensor] | None, form: ConvForm,
                 dtype: torch.dtype):  # fmt: skip
         kind = PLAIN if g is None else WEIGHT_NORM if g.dim() else SPECTRAL_NORM
         wide = v.new_empty(form.channels_out * form.block, form.window * form.inputs, dtype=dtype)
@@ -251,7 +251,7 @@ class Widen(torch.autograd.Function):
 @torch.enable_grad()
 def probe(device: torch.device) -> None:
     """Compiles and runs the kernels on small tensors: raises what a machine without a compiler raises."""
-    form, length = Form(RUN, RUN, 1, 3, 1), 4
+    form, length = ConvForm(RUN, RUN, 1, 3, 1), 4
     v = torch.ones(RUN, RUN, 3, device=device, requires_grad=True)
     wide = Widen.apply(v, None, None, form, torch.bfloat16)
     y = torch.ones(1, length, RUN, dtype=torch.bfloat16, device=device, requires_grad=True)

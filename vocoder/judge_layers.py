@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from speechgpt.vocoder.judge_shapes import SLOPE, Form, on_kernels
+from speechgpt.vocoder.judge_shapes import SLOPE, ConvForm, on_kernels
 
 ALIGNED = 8  # columns of a product that tensor cores take
 
 
-def first(lanes: Tensor, wide: Tensor, form: Form, reflect: bool) -> Tensor:
+def first(lanes: Tensor, wide: Tensor, form: ConvForm, reflect: bool) -> Tensor:
     """The convolution of one channel (N, T), as a matrix product over windows -> (N, rows, block * O)."""
     samples, half = lanes.shape[1], form.half
     rows = form.rows_in(samples)
@@ -29,7 +29,7 @@ def first(lanes: Tensor, wide: Tensor, form: Form, reflect: bool) -> Tensor:
     return torch.matmul(windows.flatten(0, 1), wide.t()).unflatten(0, (len(lanes), made))
 
 
-def convolve(z: Tensor, wide: Tensor, form: Form) -> Tensor:
+def convolve(z: Tensor, wide: Tensor, form: ConvForm) -> Tensor:
     """z (N, rows, G * q * I) -> (N, rows, G * block * O), neither padded nor with a bias."""
     x = z.unsqueeze(2).permute(0, 3, 1, 2)  # N C rows 1, channels innermost
     weight = wide.unflatten(1, (form.taps, 1, -1)).permute(0, 3, 1, 2)  # block*O q*I taps 1
@@ -38,8 +38,9 @@ def convolve(z: Tensor, wide: Tensor, form: Form) -> Tensor:
 
 
 def place(
-    y: Tensor, bias: Tensor, source: Form, target: Form, length: int, reflect: bool, against: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    y: Tensor, bias: Tensor, source: ConvForm, target: ConvForm,
+    length: int, reflect: bool, against: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Leaky ReLU of y + bias, laid out for the next convolution, padded: zeros, or `reflect`.
 
     y (N, rows, G * block * O) of `source`, of which `length` samples count; bias (C,) float32. Returns z
@@ -62,8 +63,9 @@ def check_height(height: int, half: int) -> None:
 
 
 def _placed(
-    y: Tensor, bias: Tensor, source: Form, target: Form, length: int, reflect: bool, against: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+    y: Tensor, bias: Tensor, source: ConvForm, target: ConvForm,
+    length: int, reflect: bool, against: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The same by PyTorch, on any device."""
     y = y.unflatten(2, (source.groups, source.block, source.outputs)).transpose(2, 3)  # N rows block G O
     y = y.flatten(3).flatten(1, 2)[:, :length]  # N T C
@@ -81,7 +83,7 @@ def _placed(
     return x.transpose(2, 3).flatten(2), distance  # N rows G*q*I
 
 
-def inner(z: Tensor, form: Form, length: int) -> Tensor:
+def inner(z: Tensor, form: ConvForm, length: int) -> Tensor:
     """What counts in z (N, rows, G * q * I): (N, T, C), a view where rows have one group or one sample."""
     z = z.unflatten(2, (form.groups, form.samples, form.inputs)).transpose(2, 3)  # N rows q G I
     return z.flatten(3).flatten(1, 2)[:, form.half : form.half + length]

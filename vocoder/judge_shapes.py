@@ -14,7 +14,7 @@ from torch import Tensor
 from speechgpt.units.triton_works import probe_of, triton_runs
 
 SLOPE = 0.1  # of the leaky ReLUs
-LANES = 128  # outputs of a row and group: one tile of a product
+TILE_OUTPUTS = 128  # outputs of a row and group: one tile of a product
 FEW_GROUPS = 4  # up to so many groups twice as many
 MOST_OUTPUTS = 8  # of a row
 FIRST_OUTPUTS = {3: 8, 1: 16}  # by stride, of a first layer: two rows then hold a window
@@ -32,7 +32,7 @@ def on_kernels(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 @dataclass(frozen=True)
-class Form:
+class ConvForm:
     """One convolution: channels a group, and how it is computed."""
 
     inputs: int  # channels a group
@@ -84,7 +84,7 @@ class Form:
         return max(rows, -(-(self.half + samples) // self.samples))
 
 
-def form_of(inputs: int, outputs: int, groups: int, kernel: int, stride: int) -> Form:
+def form_of(inputs: int, outputs: int, groups: int, kernel: int, stride: int) -> ConvForm:
     """The form that was fastest where it was measured, for channels in all.
 
     On an H100 in bfloat16: strides of 3 as two taps over rows of 3 samples up to 128 channels, above
@@ -92,8 +92,8 @@ def form_of(inputs: int, outputs: int, groups: int, kernel: int, stride: int) ->
     """
     shape = (inputs // groups, outputs // groups, groups, kernel, stride)
     if inputs == 1:
-        return Form(*shape, block=FIRST_OUTPUTS.get(stride, 1))
+        return ConvForm(*shape, block=FIRST_OUTPUTS.get(stride, 1))
     if groups == 1:
-        return Form(*shape, direct=stride == 1 or inputs > LANES)
-    lanes = LANES * (2 if groups <= FEW_GROUPS else 1)
-    return Form(*shape, block=max(1, min(MOST_OUTPUTS, lanes * groups // outputs)))
+        return ConvForm(*shape, direct=stride == 1 or inputs > TILE_OUTPUTS)
+    wanted = TILE_OUTPUTS * (2 if groups <= FEW_GROUPS else 1)
+    return ConvForm(*shape, block=max(1, min(MOST_OUTPUTS, wanted * groups // outputs)))

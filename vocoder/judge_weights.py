@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from speechgpt.vocoder.judge_shapes import Form, on_kernels
+from speechgpt.vocoder.judge_shapes import ConvForm, on_kernels
 
 
-def weight_of(conv: nn.Module, form: Form, dtype: torch.dtype) -> Tensor:
+def weight_of(conv: nn.Module, form: ConvForm, dtype: torch.dtype) -> Tensor:
     """(block * O, window * I) in `dtype`, with its graph: see `widen`.
 
     In training mode spectral norm does its power iteration, as PyTorch's own does at each forward pass.
@@ -43,7 +43,7 @@ def _largest_singular_value(conv: nn.Module) -> tuple[Tensor, tuple[Tensor, Tens
 
 
 def widen(
-    v: Tensor, g: Tensor | None, singular: tuple[Tensor, Tensor] | None, form: Form, dtype: torch.dtype
+    v: Tensor, g: Tensor | None, singular: tuple[Tensor, Tensor] | None, form: ConvForm, dtype: torch.dtype
 ) -> Tensor:
     """The weight v (O, I, k) or (O, I, k, 1), normed, as (groups * block * outputs, window * inputs).
 

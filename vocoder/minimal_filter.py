@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from math import ceil
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 4  # outputs computed together, and taps of a group
@@ -31,16 +31,17 @@ _leaky_relu = torch.ops.aten.leaky_relu.out
 class MinimalFilter:
     """A convolution of C to C channels whose padding keeps the length; its kernel is odd and above 4."""
 
-    def __init__(self, conv: nn.Conv1d):
-        kernel, self.width = conv.kernel_size[0], conv.in_channels
-        self.dilation, self.padding = conv.dilation[0], conv.padding[0]
+    def __init__(self, weight: Tensor, bias: Tensor, dilation: int):
+        """weight (C, C, k), bias (C,): copied, of any floating dtype."""
+        _, self.width, kernel = weight.shape
+        self.dilation, self.padding = dilation, dilation * (kernel // 2)
         self.step, self.groups = BLOCK * self.dilation, _groups(kernel)
         self.where = ((0, 0), (1, 1), (1, self.dilation), 1)  # padding, stride, dilation, channel groups
-        taps = F.pad(conv.weight.detach().cpu().double(), (0, self.groups * BLOCK - kernel))  # O I g*4
+        taps = F.pad(weight.detach().cpu().double(), (0, self.groups * BLOCK - kernel))  # O I g*4
         values = torch.einsum("pr,oigr->poig", _at_points(), taps.unflatten(2, (-1, BLOCK)))
         filters = [*values[:-1], values[-1, ..., :-1]]  # an odd kernel's last group has no fourth tap
         self.filters = [_packed(f.float(), self.dilation) for f in filters]
-        self.bias = conv.bias.detach().float().clone()
+        self.bias = bias.detach().float().clone()
 
     def blocks(self, length: int) -> int:
         """Of `step` outputs each, that cover `length` of them."""
@@ -114,8 +115,9 @@ class MinimalFilter:
 class MinimalPair:
     """x + second(activated(first(activated(x)))): a step of a residual block."""
 
-    def __init__(self, first: nn.Conv1d, second: nn.Conv1d, slope: float):
-        self.first, self.second, self.slope = MinimalFilter(first), MinimalFilter(second), slope
+    def __init__(self, first: MinimalFilter, second: MinimalFilter, slope: float):
+        """The second is not dilated; `slope`: of the leaky ReLUs."""
+        self.first, self.second, self.slope = first, second, slope
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (1, C, 1, T) float32, channel-innermost -> (1, C, 1, T), likewise."""

@@ -1,21 +1,17 @@
 """Training of the unit HiFi-GAN: the `speechgpt vocoder` command."""
 
 import argparse
-import os
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 from speechgpt.data.files import atomic_path, read_json, write_json
-from speechgpt.units.codebook import Codebook
 from speechgpt.units.devices import choose_device, on_device
+from speechgpt.units.processes import World
 from speechgpt.units.settings import file_hash
 from speechgpt.vocoder.check import measure
 from speechgpt.vocoder.discriminators import build_discriminators
@@ -23,68 +19,10 @@ from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig
 from speechgpt.vocoder.pool import Pool, load_rows, read_rows
 from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.steps import Steps
+from speechgpt.vocoder.training_data import load_pool
 
 CHECKPOINT = "checkpoint.pt"
 SEED_STRIDE = 1_000_003  # between the seeds of two runs: more steps than any run has
-
-
-def resolve_generator(
-    config: TrainConfig, speakers: list[str], codebook: str | Path | None, where: str | Path
-) -> VocoderConfig:
-    """The generator's config once codebook and speakers are known; ValueError names what does not fit."""
-    plan = replace(config.generator)
-    if codebook is not None:
-        book = Codebook.load(codebook)
-        for name, theirs in (("hop", book.provenance.hop), ("sample_rate", book.provenance.sample_rate)):
-            if theirs != getattr(plan, name):
-                raise ValueError(f"{codebook}: {name} {theirs}, but the vocoder's is {getattr(plan, name)}")
-        if plan.num_units not in (0, book.size):
-            raise ValueError(f"{codebook}: K = {book.size}, but generator.num_units is {plan.num_units}")
-        plan.num_units = book.size
-        plan.codebook = {"K": book.size, "sha256": file_hash(codebook), **asdict(book.provenance)}
-    if plan.num_units == 0:
-        raise ValueError("generator.num_units is 0: give --codebook, or the codebook's size in the config")
-    if config.multi_speaker:
-        plan.num_speakers, plan.speakers = len(speakers), speakers
-        plan.default_speaker = plan.default_speaker or speakers[0]
-    elif len(speakers) > 1:
-        shown = ", ".join(speakers[:5]) + (", ..." if len(speakers) > 5 else "")
-        raise ValueError(
-            f"{where}: {len(speakers)} speakers ({shown}) for a vocoder of one voice: set multi_speaker: "
-            "true, or name one in data.speakers"
-        )
-    plan.training = {"target_dbfs": config.data.target_dbfs, "config": config.fingerprint()}
-    plan.check()
-    return plan
-
-
-def load_pool(
-    config: TrainConfig,
-    manifest: str | Path,
-    units: str | Path,
-    codebook: str | Path | None,
-    device: torch.device,
-) -> tuple[VocoderConfig, Pool]:
-    """The generator's config and the training data on the device."""
-    pairs = read_rows(manifest, units, config.data, config.data.splits)
-    if not pairs:
-        raise ValueError(f"{units}: no row of split {', '.join(config.data.splits)} and the wanted speakers")
-    frames: Counter = Counter()
-    for _, row in pairs:
-        frames[row.speaker] += sum(row.durations)
-    speakers = sorted(frames)
-    plan = resolve_generator(config, speakers, codebook, manifest)
-    if config.multi_speaker and not config.generator.default_speaker:
-        plan.default_speaker = max(speakers, key=frames.__getitem__)  # the one with the most to learn from
-    for _, row in pairs:
-        if min(row.units) < 0 or max(row.units) >= plan.num_units:
-            raise ValueError(
-                f"{units}: row {row.id} holds unit {max(row.units)}; the codebook has K = {plan.num_units}"
-            )
-    rows = load_rows(pairs, manifest, plan.hop, plan.sample_rate, config.data)
-    pool = Pool(rows, plan.hop, speakers, device, plan.sample_rate)
-    pool.weigh(config.data)
-    return plan, pool
 
 
 class Run:
@@ -96,14 +34,13 @@ class Run:
         plan: VocoderConfig,
         pool: Pool,
         out: Path,
-        device: torch.device,
+        world: World,
         units_hash: str = "",
     ):
         self.config, self.plan, self.pool, self.out = config, plan, pool, out
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        if config.batch_size % self.world:
-            raise ValueError(f"batch_size {config.batch_size} cannot be shared by {self.world} processes")
+        self.world, device = world, world.device
+        if config.batch_size % world.size:
+            raise ValueError(f"batch_size {config.batch_size} cannot be shared by {world.size} processes")
         torch.manual_seed(config.seed)
         model = UnitVocoder(plan).add_weight_norm().to(device)
         self.steps = Steps(model, build_discriminators(config.discriminator).to(device), config)
@@ -118,7 +55,7 @@ class Run:
             "speakers": plan.speakers,
             "frames": int(pool.frame_start[-1]),
             "units": units_hash,
-            "processes": self.world,
+            "processes": world.size,
         }
 
     def resume(self) -> None:
@@ -128,9 +65,7 @@ class Run:
         state = torch.load(path, map_location=self.steps.device, weights_only=True)
         differing = [k for k, v in self.identity.items() if state["identity"].get(k) != v]
         if differing:  # a changed config or corpus is another training, as it is for the encoder
-            if not self.rank:
-                print(f"{path}: of another training ({', '.join(differing)} differ): starting afresh",
-                      file=sys.stderr)  # fmt: skip
+            self.world.say(f"{path}: of another training ({', '.join(differing)} differ): starting afresh")
             return
         self.steps.load_state_dict(state["steps"])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
@@ -138,7 +73,7 @@ class Run:
     def save(self) -> None:
         """The checkpoint, and beside it a vocoder folder that already speaks."""
         self.steps.check(self.step)
-        if self.rank:
+        if not self.world.first:
             return
         state = {
             "identity": self.identity,
@@ -165,9 +100,8 @@ class Run:
     def train(self) -> None:
         config = self.config
         saved = last = time.monotonic()
-        bar = tqdm(
-            total=config.steps, initial=self.step, desc="vocoder", disable=None if self.rank == 0 else True
-        )
+        hidden = None if self.world.first else True
+        bar = tqdm(total=config.steps, initial=self.step, desc="vocoder", disable=hidden)
         with bar:
             while not self.finished():
                 self.one_step()
@@ -175,27 +109,27 @@ class Run:
                 if self.step % self.every == 0 or self.step >= config.steps:
                     self.steps.check(self.step)
                     now = time.monotonic()
-                    self.seconds, last = self.seconds + now - last, now
-                    self.share_clock()
+                    # By the first process's clock, so that all stop at the same step.
+                    self.seconds, last = self.world.agree(self.seconds + now - last), now
                 if self.step % config.log_every == 0:
                     values = self.steps.read()
                     self.log.append({"step": self.step, "seconds": round(self.seconds, 1), **values})
                     bar.set_postfix({k[:4]: f"{v:.3g}" for k, v in values.items()}, refresh=False)
-                    if self.rank == 0 and now - saved > config.checkpoint_seconds:
+                    if self.world.first and now - saved > config.checkpoint_seconds:
                         self.save()
                         saved = time.monotonic()
         self.save()
 
     def one_step(self) -> None:
-        config, step = self.config, self.step
+        config, step, world = self.config, self.step, self.world
         if not self.captures:
             # The predictor's dropout: the same in a run that was cut and continued.
-            torch.manual_seed(config.seed * SEED_STRIDE + step * self.world + self.rank)
+            torch.manual_seed(config.seed * SEED_STRIDE + step * world.size + world.rank)
         batch = self.pool.draw(
-            config.batch_size // self.world,
+            config.batch_size // world.size,
             config.segment_frames,
             config.duration_window,
-            (config.seed, step, self.rank),
+            (config.seed, step, world.rank),
         )
         if step < config.warmup_steps:
             self.steps.warm(batch, config.rate(step))
@@ -204,13 +138,6 @@ class Run:
                 self.steps.restart_average()
             self.steps.adversarial(batch, config.rate(step))
         self.step += 1
-
-    def share_clock(self) -> None:
-        """All processes go by the first one's clock, so that they stop at the same step."""
-        if self.world > 1:
-            clock = torch.tensor(self.seconds, dtype=torch.float64, device=self.steps.device)
-            dist.broadcast(clock, 0)
-            self.seconds = float(clock)
 
 
 def train(
@@ -222,54 +149,45 @@ def train(
     device: str = "auto",
 ) -> dict:
     """Trains until done and returns what done.json holds. The same call goes on where a killed one was."""
-    out = Path(out)
-    target = _start_processes(choose_device(device))
-    if target.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    plan, pool = load_pool(config, manifest, units, codebook, target)
-    run = Run(config, plan, pool, out, target, file_hash(units))
-    run.resume()
-    if run.rank == 0:
-        (out / "done.json").unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "train_config.json", config.to_dict())
-    run.train()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if run.rank:
-        return {}
+    out, world = Path(out), World.join(device)
+    with on_device(world.device):
+        if world.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        plan, pool = load_pool(config, manifest, units, codebook, world.device)
+        run = Run(config, plan, pool, out, world, file_hash(units))
+        run.resume()
+        if world.first:
+            (out / "done.json").unlink(missing_ok=True)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "train_config.json", config.to_dict())
+        run.train()
+        world.leave()
+        if not world.first:
+            return {}
+        report = _report(run, manifest, units)
+    write_json(out / "done.json", report)
+    return report
+
+
+def _report(run: Run, manifest: str | Path, units: str | Path) -> dict:
+    """What done.json says of a run that is over, with how near it comes to recordings of the split dev."""
+    config, plan = run.config, run.plan
     dev = read_rows(manifest, units, config.data, ["dev"])
     chosen = np.random.default_rng(config.seed).permutation(len(dev))[: config.check_rows]
     rows = load_rows([dev[i] for i in chosen], manifest, plan.hop, plan.sample_rate, config.data)
-    report = {
+    return {
         "config": config.fingerprint(),
         "steps": run.step,
         "stopped_by": "steps" if run.step >= config.steps else "max_minutes",
         "train_minutes": round(run.seconds / 60, 2),
-        "train_hours_of_audio": round(pool.hours, 3),
-        "utterances": len(pool.rows),
+        "train_hours_of_audio": round(run.pool.hours, 3),
+        "utterances": len(run.pool.rows),
         "K": plan.num_units,
         "units": file_hash(units),
         "speakers": plan.speakers,
         "last_losses": run.log[-1] if run.log else {},
         "dev": measure(run.vocoder(), rows),
     }
-    write_json(out / "done.json", report)
-    return report
-
-
-def _start_processes(device: torch.device) -> torch.device:
-    """Joins the other processes under torchrun; returns this one's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)  # streams, captures and kernels are of the current one
-        return device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
 
 
 def already_done(config: TrainConfig, out: str | Path, units: str | Path | None = None) -> bool:

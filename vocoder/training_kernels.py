@@ -25,6 +25,22 @@ def _place(t, dilation, rows: tl.constexpr):
     return (block * dilation + rest % dilation) * rows + rest // dilation
 
 
+@triton.jit
+def _positions(
+    length, stored, dilation, plain_stored,
+    channels: tl.constexpr, rows: tl.constexpr, block_t: tl.constexpr, block_c: tl.constexpr,
+):  # fmt: skip
+    """A program's row, positions and channels, which of them there are, and where both grids have them."""
+    row = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(0) * block_t + tl.arange(0, block_t)
+    c = tl.arange(0, block_c)
+    real = (c < channels)[None, :]
+    inside = (t < length)[:, None] & real
+    source = row * stored * channels + _place(t, dilation, rows)[:, None] * channels + c[None, :]
+    plain = row * plain_stored * channels + t[:, None] * channels + c[None, :]
+    return row, t, c, real, inside, source, plain
+
+
 @triton.jit(
     do_not_specialize=[
         "length", "y_stored", "y_dilation", "stored", "active_stored", "active_dilation",
@@ -36,13 +52,9 @@ def _join(
     active_dilation, scale, slope, residual_given, total_given, out_wanted, active_wanted,
     channels: tl.constexpr, rows: tl.constexpr, block_t: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * block_t + tl.arange(0, block_t)
-    c = tl.arange(0, block_c)
-    real = (c < channels)[None, :]
-    inside = (t < length)[:, None] & real
-    source = row * y_stored * channels + _place(t, y_dilation, rows)[:, None] * channels + c[None, :]
-    plain = row * stored * channels + t[:, None] * channels + c[None, :]
+    row, t, c, real, inside, source, plain = _positions(
+        length, y_stored, y_dilation, stored, channels, rows, block_t, block_c
+    )
     sums = tl.load(y + source, mask=inside, other=0.0).to(tl.float32)
     sums += tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
     sums += tl.load(residual + plain, mask=inside & (residual_given != 0), other=0.0).to(tl.float32)
@@ -73,13 +85,9 @@ def _split(
     out_dilation, scale, slope, residual_given, total_given,
     channels: tl.constexpr, rows: tl.constexpr, block_t: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * block_t + tl.arange(0, block_t)
-    c = tl.arange(0, block_c)
-    real = (c < channels)[None, :]
-    inside = (t < length)[:, None] & real
-    source = row * in_stored * channels + _place(t, in_dilation, rows)[:, None] * channels + c[None, :]
-    plain = row * stored * channels + t[:, None] * channels + c[None, :]
+    row, t, c, real, inside, source, plain = _positions(
+        length, in_stored, in_dilation, stored, channels, rows, block_t, block_c
+    )
     g = tl.load(grad + source, mask=inside, other=0.0).to(tl.float32)
     a = tl.load(active + source, mask=inside, other=0.0).to(tl.float32)
     g = tl.where(a > 0, g, g * slope) * scale
@@ -149,6 +157,16 @@ def _weigh(values, gains, table, out, fields: tl.constexpr, step: tl.constexpr):
 
 
 @triton.jit
+def _summed(grad, target, n, size, taps, columns, copies, apart, step: tl.constexpr):
+    """The gradient of a row's numbers n, summed over the copies that were written tap by tap."""
+    place = (n % taps) * columns + n // taps
+    total = tl.zeros((step,), tl.float32)
+    for copy in range(0, copies):
+        total += tl.load(grad + target + copy * apart + place, mask=n < size, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def _weigh_gradient(
     values, gains, table, grad, grad_values, grad_gains, fields: tl.constexpr, step: tl.constexpr
 ):
@@ -162,10 +180,7 @@ def _weigh_gradient(
     for begin in range(0, size, step):
         n = begin + tl.arange(0, step)
         v = tl.load(values + start + n, mask=n < size, other=0.0)
-        place = (n % taps) * columns + n // taps
-        g = tl.zeros((step,), tl.float32)
-        for copy in range(0, copies):
-            g += tl.load(grad + target + copy * apart + place, mask=n < size, other=0.0).to(tl.float32)
+        g = _summed(grad, target, n, size, taps, columns, copies, apart, step)
         squares += v * v
         products += v * g
     square, product = tl.sum(squares, 0), tl.sum(products, 0)
@@ -175,10 +190,7 @@ def _weigh_gradient(
     for begin in range(0, size, step):
         n = begin + tl.arange(0, step)
         v = tl.load(values + start + n, mask=n < size, other=0.0)
-        place = (n % taps) * columns + n // taps
-        g = tl.zeros((step,), tl.float32)
-        for copy in range(0, copies):
-            g += tl.load(grad + target + copy * apart + place, mask=n < size, other=0.0).to(tl.float32)
+        g = _summed(grad, target, n, size, taps, columns, copies, apart, step)
         tl.store(grad_values + start + n, scale * (g - v * (product / square)), mask=n < size)
 
 

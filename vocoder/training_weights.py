@@ -19,7 +19,7 @@ ALIGNMENT = 64  # numbers: 128 bytes, where a weight may begin
 
 
 @dataclass(frozen=True)
-class Form:
+class WeightForm:
     """A weight (O, I, k) over rows of neighbours: (rows * O, rows * I, taps, 1)."""
 
     outputs: int
@@ -69,7 +69,7 @@ class Weights:
                 raise ValueError("the generator has no weight norm: call add_weight_norm first")
         self.convolutions = convolutions
         shapes = [conv.parametrizations.weight.original1.shape for conv in convolutions]
-        self.forms = [Form(*shape, rows=r) for shape, r in zip(shapes, rows, strict=True)]
+        self.forms = [WeightForm(*shape, rows=r) for shape, r in zip(shapes, rows, strict=True)]
         self.bases, entries = [], []
         base = packed = start = 0
         for form in self.forms:

@@ -13,8 +13,9 @@ import pytest
 import soundfile
 
 from speechgpt.cli import main
-from speechgpt.commands import answer_names, one_row
+from speechgpt.commands import answer_names
 from speechgpt.data.unit_text import text_to_units
+from speechgpt.turn_lines import one_row
 
 LINE = re.compile(r"<sosp>(<\d+>)+<eosp>")
 

@@ -34,7 +34,7 @@ RUNS = {
 }
 DRIVER = """
 import json, sys
-from speechgpt.stage_trainer import Progress
+from speechgpt.stage_callbacks import Progress
 from speechgpt.train import main
 
 class Killed(Exception):

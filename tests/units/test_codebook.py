@@ -116,6 +116,32 @@ def test_a_file_in_windows_keeps_the_phones_of_every_frame(corpus, monkeypatch):
     np.testing.assert_allclose(found, features, atol=1e-3)
 
 
+@pytest.mark.parametrize("window_seconds", [60.0, 1.0])
+def test_rows_whose_features_are_not_finite_are_named(corpus, monkeypatch, window_seconds):
+    """row9 comes after others in its batch, or in windows of its own."""
+    encoder = make_encoder(GROUP)
+    monkeypatch.setattr(extraction, "WINDOW_SECONDS", window_seconds)
+    plain, long = encoder.frames_of, extraction.window_features
+    heard = {row.id: round(row.seconds * 16_000) for row in read_manifest(corpus)}
+
+    def frames_of(waveforms, *given):
+        features, frames = plain(waveforms, *given)
+        for waveform, part in zip(waveforms, features.split(frames), strict=True):
+            part[3] = torch.nan if len(waveform) == heard["row9"] else part[3]
+        return features, frames
+
+    def in_windows(encoder, waveform, layer):
+        for piece in long(encoder, waveform, layer):
+            yield piece * torch.nan if len(waveform) == heard["row9"] else piece
+
+    monkeypatch.setattr(encoder, "frames_of", frames_of)
+    monkeypatch.setattr(extraction, "window_features", in_windows)
+    for method in ("kmeans", "phones"):
+        config = CodebookConfig(k=4, layer=2, method=method, states_per_phone=1, n_init=1)
+        with pytest.raises(ValueError, match=r"\brow9\b.*: features that are no finite numbers"):
+            fit_codebook(config, encoder, corpus)
+
+
 def test_prototypes_follow_the_phones_where_kmeans_follows_the_variance():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 4000)

@@ -10,7 +10,7 @@ from speechgpt.vocoder import discriminators
 from speechgpt.vocoder.benchmark_training import Released, step_flops
 from speechgpt.vocoder.discriminators import DiscriminatorConfig, build_discriminators
 from speechgpt.vocoder.judge_layers import convolve, inner, place
-from speechgpt.vocoder.judge_shapes import Form, form_of
+from speechgpt.vocoder.judge_shapes import ConvForm, form_of
 from speechgpt.vocoder.judge_weights import widen
 from speechgpt.vocoder.losses import adversarial_loss, discriminator_loss, feature_loss
 from speechgpt.vocoder.settings import TrainConfig
@@ -32,10 +32,10 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-4) ->
 
 @pytest.mark.parametrize("reflect", [False, True])
 @pytest.mark.parametrize(("first", "second"), [
-    (Form(1, 6, 4, 5, 1), Form(3, 5, 8, 7, 2, block=3)),
-    (Form(3, 4, 2, 9, 2, block=2), Form(8, 6, 1, 5, 3, direct=True)),
-    (Form(3, 4, 2, 9, 2, block=2), Form(2, 6, 4, 41, 4, block=4)),
-    (Form(5, 8, 1, 5, 1), Form(8, 3, 1, 5, 3)),
+    (ConvForm(1, 6, 4, 5, 1), ConvForm(3, 5, 8, 7, 2, block=3)),
+    (ConvForm(3, 4, 2, 9, 2, block=2), ConvForm(8, 6, 1, 5, 3, direct=True)),
+    (ConvForm(3, 4, 2, 9, 2, block=2), ConvForm(2, 6, 4, 41, 4, block=4)),
+    (ConvForm(5, 8, 1, 5, 1), ConvForm(8, 3, 1, 5, 3)),
 ])  # fmt: skip
 @pytest.mark.parametrize("length", [30, 31, 37])
 def test_rows_make_the_same_convolution(first, second, length, reflect):
@@ -104,7 +104,7 @@ def test_the_generators_losses_and_gradient_are_speechbrains(way, zeros):
 
 
 def test_the_published_layers_are_computed_as_measured():
-    assert form_of(128, 256, 16, 41, 2) == Form(8, 16, 16, 41, 2, block=8)
+    assert form_of(128, 256, 16, 41, 2) == ConvForm(8, 16, 16, 41, 2, block=8)
     assert form_of(128, 256, 16, 41, 2).taps == 4
     assert form_of(512, 1024, 1, 5, 3).direct and not form_of(32, 128, 1, 5, 3).direct
     assert form_of(1, 128, 1, 15, 1).window == 32  # 16 outputs of 15 taps: 30 samples

@@ -12,7 +12,7 @@ from speechgpt.vocoder import minimal_filter
 from speechgpt.vocoder.architecture import VocoderConfig
 from speechgpt.vocoder.folded import FoldedGenerator
 from speechgpt.vocoder.generator import Lengths
-from speechgpt.vocoder.minimal_filter import MinimalPair, least_length, pays
+from speechgpt.vocoder.minimal_filter import MinimalFilter, MinimalPair, least_length, pays
 from speechgpt.vocoder.streaming import StreamingSynthesizer
 from speechgpt.vocoder.synthesize import Synthesizer
 
@@ -24,6 +24,10 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 def conv(width: int, kernel: int, dilation: int = 1) -> nn.Conv1d:
     return nn.Conv1d(width, width, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2)
+
+
+def minimal(first: nn.Conv1d, second: nn.Conv1d) -> MinimalPair:
+    return MinimalPair(*(MinimalFilter(c.weight, c.bias, c.dilation[0]) for c in (first, second)), SLOPE)
 
 
 def exact(first: nn.Conv1d, second: nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
@@ -45,7 +49,7 @@ def test_a_pair_says_what_its_convolutions_say(kernel, dilation, tile, monkeypat
     torch.manual_seed(0)
     first, second = conv(16, kernel, dilation), conv(16, kernel)
     with torch.inference_mode():
-        pair = MinimalPair(first, second, SLOPE)
+        pair = minimal(first, second)
         for length in (*range(1, 4 * dilation + 3), 119, 120, 121):
             x = torch.randn(1, 16, 1, length).contiguous(memory_format=torch.channels_last)
             before, wanted = x.clone(), exact(first, second, x)
@@ -61,7 +65,7 @@ def test_nothing_of_memory_before_it_is_read(monkeypatch):
     first, second = conv(16, 7, 3), conv(16, 7)
     x = torch.randn(1, 16, 1, 53).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        pair = MinimalPair(first, second, SLOPE)
+        pair = minimal(first, second)
         wanted = pair(x)
         empty = torch.empty
         monkeypatch.setattr(torch, "empty", lambda *shape: empty(*shape).fill_(torch.nan))
@@ -76,10 +80,7 @@ def test_the_rounding_is_a_few_times_a_convolutions():
         wanted = exact(first, second, x)
         plain = x[:, :, 0]
         plain = plain + second(F.leaky_relu(first(F.leaky_relu(plain, SLOPE)), SLOPE))
-        errors = [
-            (y - wanted).square().mean().sqrt()
-            for y in (MinimalPair(first, second, SLOPE)(x), plain[:, :, None])
-        ]
+        errors = [(y - wanted).square().mean().sqrt() for y in (minimal(first, second)(x), plain[:, :, None])]
     assert errors[0] < 6 * errors[1]
 
 
@@ -137,6 +138,30 @@ def test_a_generator_of_it_says_what_the_trained_one_says(quiet_vocoder, used):
     assert len(used) >= 18  # six pairs a stage
     assert 0.01 < wanted.abs().max() < 0.99
     assert (found - wanted).abs().max() < TOLERANCE * wanted.abs().max()
+
+
+def test_filters_are_made_at_first_use_of_the_weights_as_they_were(quiet_vocoder, used):
+    """Of the generator's own copy, to the last bit: not of what became of the vocoder meanwhile."""
+    generator = FoldedGenerator(quiet_vocoder)
+    pairs = [pair for block in generator.blocks for pair in block]
+    x = quiet_vocoder.embed(torch.randint(6, (2, 40))).detach()
+    with torch.inference_mode():
+        generator(x)
+        assert not used and not any(pair.minimal for pair in pairs)
+        wanted = FoldedGenerator(quiet_vocoder)(x[:1])
+    block = quiet_vocoder.resblocks[1]  # of seven taps
+    own = minimal(block.convs1[1], block.convs2[1])
+    with torch.no_grad():
+        for weight in quiet_vocoder.parameters():
+            weight.add_(0.01)
+    with torch.inference_mode():
+        assert torch.equal(generator(x[:1]), wanted)
+        made = generator.blocks[1][1].minimal
+        for ours, theirs in ((made.first, own.first), (made.second, own.second)):
+            assert torch.equal(ours.bias, theirs.bias) and ours.padding == theirs.padding
+            for one, two in zip(ours.filters, theirs.filters, strict=True):
+                assert torch.equal(one.to_dense(), two.to_dense())
+    assert sum(pair.minimal is not None for pair in pairs) == len(used) / 2 >= 18
 
 
 def test_batches_and_padded_rows_go_the_plain_way(quiet_vocoder, used):

@@ -12,11 +12,13 @@ import yaml
 from safetensors.torch import load_file
 
 from speechgpt.units.codebook import Codebook, Provenance
+from speechgpt.units.processes import World
 from speechgpt.vocoder.generator import UnitVocoder
 from speechgpt.vocoder.graphs import Phases
 from speechgpt.vocoder.settings import TrainConfig
 from speechgpt.vocoder.synthesize import Synthesizer
-from speechgpt.vocoder.train import Run, already_done, load_pool, main, resolve_generator, train
+from speechgpt.vocoder.train import Run, already_done, main, train
+from speechgpt.vocoder.training_data import load_pool, resolve_generator
 
 K = 6
 
@@ -28,7 +30,7 @@ def run(config, corpus, out, **more):
 def make_run(config, corpus, out) -> Run:
     device = torch.device("cpu")
     plan, pool = load_pool(config, corpus / "manifest.jsonl", corpus / "units.jsonl", None, device)
-    return Run(config, plan, pool, out, device)
+    return Run(config, plan, pool, out, World(0, 1, device))
 
 
 def test_training_makes_a_vocoder_and_the_loss_falls(train_config, corpus, tmp_path):
