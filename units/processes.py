@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from speechgpt.units.devices import choose_device
 
-PATIENCE = timedelta(hours=1)  # while the first process makes labels
+# While the first process fits clusters. Who waits for a process that has failed is ended by torchrun at once.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass
@@ -47,6 +48,14 @@ class World:
         shared = torch.tensor([value], dtype=torch.float64, device=self.device)
         distributed.broadcast(shared, 0)
         return float(shared)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of all processes' tensors of one shape, everywhere; NCCL knows no int16."""
+        if self.size == 1:
+            return values
+        shared = values.to(self.device, copy=True)
+        distributed.all_reduce(shared)
+        return shared.to(values.device)
 
     def say(self, message: str) -> None:
         """One line on standard error, from the first process alone."""
