@@ -57,8 +57,8 @@ def load_pools(
         for path, rows in zip(files, split, strict=True)
     ][world.rank :: world.size]
     try:
-        _decode(work, sample_rate, workers or _workers(world), world)
-        world.barrier()
+        with world.together():
+            _decode(work, sample_rate, workers or _workers(world), world)
         heads = [[_head(path) for path in files] for files in paths]
         refused = [issue for split in heads if (issue := _refusal(split, manifest, max_bad))]
         pools = [

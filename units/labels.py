@@ -66,8 +66,9 @@ def make_labels(
     elif target.kind == "mfcc":
         classes = target.k
         centroids = torch.zeros(target.k, MFCC_WIDTH)
-        if world.first:
-            centroids = fit_mfcc(pools[0], target.k, hop, field, target.sample_frames, seed, world.device)
+        with world.together():
+            if world.first:
+                centroids = fit_mfcc(pools[0], target.k, hop, field, target.sample_frames, seed, world.device)
         centroids = world.sum(centroids)  # zero everywhere else
         parts = [_clusters(pool, centroids, hop, field, world) for pool in pools]
     else:
@@ -94,8 +95,9 @@ def _joined(found: Iterable[Labelled], pool: AudioPool, hop: int, field: int, wo
     counts = frame_counts(pool, hop, field)
     ends = np.cumsum(counts)
     labels = np.zeros(ends[-1], np.int32)
-    for row, values in found:
-        labels[ends[row] - counts[row] : ends[row]] = values
+    with world.together():
+        for row, values in found:
+            labels[ends[row] - counts[row] : ends[row]] = values
     return world.sum(torch.from_numpy(labels)).to(torch.int16)
 
 

@@ -108,17 +108,22 @@ def _labels(
         )
         found.append(labels)
         classes.append(count)
-    if world.first:
-        tensors = {
-            f"{source}.{number}": labels
-            for source, of_pools in enumerate(found)
-            for number, labels in enumerate(of_pools)
-        }
-        with atomic_path(path) as part:
-            save_file(tensors, str(part), metadata={"key": key, "classes": json.dumps(classes)})
+    with world.together():
+        if world.first:
+            _keep_labels(path, key, found, classes)
     frames = sum(len(labels) for labels in found[0])
     world.say(f"labelled {frames} frames in {time.monotonic() - started:.1f} s")
     return [list(sources) for sources in zip(*found, strict=True)], classes
+
+
+def _keep_labels(path: Path, key: str, found: list[list[Tensor]], classes: list[int]) -> None:
+    tensors = {
+        f"{source}.{number}": labels
+        for source, of_pools in enumerate(found)
+        for number, labels in enumerate(of_pools)
+    }
+    with atomic_path(path) as part:
+        save_file(tensors, str(part), metadata={"key": key, "classes": json.dumps(classes)})
 
 
 def _read_labels(path: Path, pools: int) -> tuple[list[list[Tensor]], list[int]]:

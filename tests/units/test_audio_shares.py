@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class Member:
 
     def barrier(self) -> None:
         self.threads.met.wait()
+
+    @contextmanager
+    def together(self):
+        yield
+        self.barrier()
 
     def agree(self, value: float) -> float:
         if self.first:

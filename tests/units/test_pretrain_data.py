@@ -71,6 +71,16 @@ world.barrier()
 def run(name):
     return pretrain(config, folder / "manifest.jsonl", folder / name, "cpu", teacher)
 
+issues = []
+for failing in (0, 1):
+    try:
+        with world.together():
+            if world.rank == failing:
+                raise FileNotFoundError(f"process {failing} has no file")
+    except ValueError as error:
+        issues.append(str(error))
+torch.save(issues, folder / f"issues-{world.rank}.pt")
+
 leave, World.leave = World.leave, lambda self: None
 run("straight")
 update = Pretraining._update
@@ -132,6 +142,9 @@ def test_two_processes_learn_from_what_one_does(prepared):
     assert len(alone["train rows"]) == 11 and len(alone["dev rows"]) == 2
     for found in (first, second):
         assert equal(found["fresh"], alone) and equal(found["again"], alone)
+    for rank in (0, 1):
+        issues = torch.load(prepared / f"issues-{rank}.pt")
+        assert issues == ["process 0 has no file", "process 1 has no file"]
     assert ran.stderr.count("going on from step 2") == 1
     straight, resumed = (Encoder.load(prepared / name, "cpu") for name in ("straight", "resumed"))
     assert straight.fingerprint == resumed.fingerprint
