@@ -2,18 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
-from speechgpt.data.audio import read_audio
 from speechgpt.data.rows import Utterance
 
 FULL_SCALE = 32_768.0  # int16
@@ -45,47 +41,6 @@ class AudioPool:
     def to(self, device: torch.device) -> "AudioPool":
         moved = (t.to(device) for t in (self.samples, self.starts, self.lengths))
         return AudioPool(self.rows, *moved, self.sample_rate)
-
-
-def load_pool(
-    rows: Sequence[Utterance],
-    manifest: str | Path,
-    sample_rate: int,
-    max_bad: int = 0,
-    workers: int = 8,
-    progress: str = "",
-) -> AudioPool:
-    """Decodes every row's file once, in threads (the decoders run outside Python's lock).
-
-    More than `max_bad` files that cannot be read are a ValueError naming the first; fewer are left out.
-    """
-
-    def decode(row: Utterance) -> np.ndarray | str:
-        try:
-            waveform = read_audio(row.audio(manifest), sample_rate)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return np.clip(np.rint(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-
-    with ThreadPoolExecutor(max(1, workers)) as threads:
-        decoded = list(
-            tqdm(
-                threads.map(decode, rows), total=len(rows), desc=progress, disable=None if progress else True
-            )
-        )
-    bad = [found for found in decoded if isinstance(found, str)]
-    if len(bad) > max_bad:
-        raise ValueError(f"{len(bad)} files cannot be read, max_bad is {max_bad}: " + "; ".join(bad[:3]))
-    kept = [i for i, found in enumerate(decoded) if not isinstance(found, str)]
-    if not kept:
-        raise ValueError(f"{manifest}: no rows to train on")
-    lengths = torch.tensor([len(decoded[i]) for i in kept])
-    samples = torch.empty(int(lengths.sum()), dtype=torch.int16)
-    starts = lengths.cumsum(0) - lengths
-    for start, index in zip(starts.tolist(), kept, strict=True):
-        samples[start : start + len(decoded[index])] = torch.from_numpy(decoded[index])
-        decoded[index] = None  # one copy of the corpus in memory, not two
-    return AudioPool([rows[i] for i in kept], samples, starts, lengths, sample_rate)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Labels for masked prediction, one a frame: clusters of MFCCs, an earlier encoder's units, phone states."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,18 @@ from speechgpt.units.codebook_fitting import fit_kmeans
 from speechgpt.units.extraction import BATCH_SECONDS
 from speechgpt.units.padding import length_batches
 from speechgpt.units.phones import PHONES, phone_labels
+from speechgpt.units.processes import World
 from speechgpt.units.unit_encoder import UnitEncoder
 
 # HuBERT's first iteration: k-means with 100 clusters on 13 MFCCs with first and second differences
 # (Hsu et al. 2021, section IV.B), here at the encoder's own frames.
 PUBLISHED_MFCC_K = 100
 MFCC_COUNT, MEL_BANDS, FFT_SIZE = 13, 40, 512
+MFCC_WIDTH = 3 * MFCC_COUNT  # with first and second differences
 PRE_EMPHASIS, LOWEST_HZ = 0.97, 20.0
 DELTA_REACH = 2  # frames to each side
+
+Labelled = tuple[int, np.ndarray]  # a row's place in its pool, and its labels (N,)
 
 
 @dataclass
@@ -43,25 +47,40 @@ class Target:
 
 
 def make_labels(
-    target: Target, pools: Sequence[AudioPool], hop: int, field: int, seed: int, teacher: UnitEncoder | None
+    target: Target,
+    pools: Sequence[AudioPool],
+    hop: int,
+    field: int,
+    seed: int,
+    teacher: UnitEncoder | None,
+    world: World,
 ) -> tuple[list[Tensor], int]:
-    """Labels (sum of N,) int16 of every pool and the number of classes; the first pool is what trains."""
+    """Labels (sum of N,) int16 of every pool and the number of classes; the first pool is what trains.
+
+    Each process labels its share of the rows, on its device; all return the same, whatever their number.
+    The pools are in memory and not on a GPU, where every row would be a wait.
+    """
     if target.kind == "phones":
         classes = len(PHONES) * target.states_per_phone + 1
-        found = [_phone_pool(pool, hop, field, target.states_per_phone) for pool in pools]
-        if not (found[0] >= 0).any():
-            raise ValueError("target phones: no training row has phones; `speechgpt align` adds them")
+        parts = [_phones(pool, hop, field, target.states_per_phone, world) for pool in pools]
     elif target.kind == "mfcc":
         classes = target.k
-        centroids = fit_mfcc(pools[0], target.k, hop, field, target.sample_frames, seed)
-        found = [_mfcc_pool(pool, centroids, hop, field) for pool in pools]
+        centroids = torch.zeros(target.k, MFCC_WIDTH)
+        with world.together():
+            if world.first:
+                centroids = fit_mfcc(pools[0], target.k, hop, field, target.sample_frames, seed, world.device)
+        centroids = world.sum(centroids)  # zero everywhere else
+        parts = [_clusters(pool, centroids, hop, field, world) for pool in pools]
     else:
         if teacher is None:
             raise ValueError("target units: needs --teacher ENCODER and --teacher-codebook CODEBOOK")
         if (teacher.encoder.hop, teacher.encoder.receptive_field) != (hop, field):
             raise ValueError(f"the teacher's hop is {teacher.encoder.hop} samples, the new encoder's {hop}")
         classes = teacher.num_units
-        found = [unit_labels(pool, teacher) for pool in pools]
+        parts = [_units(pool, teacher, world) for pool in pools]
+    found = [_joined(part, pool, hop, field, world) for part, pool in zip(parts, pools, strict=True)]
+    if target.kind == "phones" and not (found[0] >= 0).any():
+        raise ValueError("target phones: no training row has phones; `speechgpt align` adds them")
     if target.only_without_phones and target.kind != "phones":
         found = [_without_phones(pool, labels, hop, field) for pool, labels in zip(pools, found, strict=True)]
     return found, classes
@@ -71,14 +90,25 @@ def frame_counts(pool: AudioPool, hop: int, field: int) -> list[int]:
     return ((pool.lengths - field) // hop + 1).tolist()
 
 
-def _phone_pool(pool: AudioPool, hop: int, field: int, states: int) -> Tensor:
-    found = []
-    for row, frames in zip(pool.rows, frame_counts(pool, hop, field), strict=True):
+def _joined(found: Iterable[Labelled], pool: AudioPool, hop: int, field: int, world: World) -> Tensor:
+    """The labels (sum of N,) int16 of all rows, of which each process has `found` some."""
+    counts = frame_counts(pool, hop, field)
+    ends = np.cumsum(counts)
+    labels = np.zeros(ends[-1], np.int32)
+    with world.together():
+        for row, values in found:
+            labels[ends[row] - counts[row] : ends[row]] = values
+    return world.sum(torch.from_numpy(labels)).to(torch.int16)
+
+
+def _phones(pool: AudioPool, hop: int, field: int, states: int, world: World) -> Iterator[Labelled]:
+    counts = frame_counts(pool, hop, field)
+    for index in range(world.rank, len(pool.rows), world.size):
+        row = pool.rows[index]
         try:
-            found.append(phone_labels(row.phones, frames, hop, field, pool.sample_rate, states))
+            yield index, phone_labels(row.phones, counts[index], hop, field, pool.sample_rate, states)
         except ValueError as error:
             raise ValueError(f"row {row.id}: {error}") from error
-    return torch.from_numpy(np.concatenate(found))
 
 
 def _without_phones(pool: AudioPool, labels: Tensor, hop: int, field: int) -> Tensor:
@@ -130,35 +160,37 @@ def _differences(values: Tensor) -> Tensor:
     return slopes / (2 * sum(n * n for n in range(1, DELTA_REACH + 1)))
 
 
-def fit_mfcc(pool: AudioPool, k: int, hop: int, field: int, sample_frames: int, seed: int) -> Tensor:
+def fit_mfcc(
+    pool: AudioPool, k: int, hop: int, field: int, sample_frames: int, seed: int, device: torch.device
+) -> Tensor:
     """Centroids (K, 39) of the MFCCs of a random sample of rows."""
     generator = np.random.default_rng(seed)
     counts, found, reach = frame_counts(pool, hop, field), [], 0
     for row in generator.permutation(len(pool.rows)):
         if reach >= sample_frames:
             break
-        found.append(mfcc(pool.waveform(row), hop, field, pool.sample_rate).cpu())
+        found.append(mfcc(pool.waveform(row).to(device), hop, field, pool.sample_rate).cpu())
         reach += counts[row]
     sample = torch.cat(found).numpy()
     return torch.from_numpy(fit_kmeans(sample, k, seed, n_init=3))
 
 
-def _mfcc_pool(pool: AudioPool, centroids: Tensor, hop: int, field: int) -> Tensor:
-    centroids = centroids.to(pool.samples.device)
+def _clusters(pool: AudioPool, centroids: Tensor, hop: int, field: int, world: World) -> Iterator[Labelled]:
+    centroids = centroids.to(world.device)
     half_norms = centroids.square().sum(-1) / 2  # K
+    mine = range(world.rank, len(pool.rows), world.size)
     found = []
-    for row in tqdm(range(len(pool.rows)), desc="MFCC labels", disable=None):
-        values = mfcc(pool.waveform(row), hop, field, pool.sample_rate)  # N 39
+    for row in tqdm(mine, desc="MFCC labels", disable=None if world.first else True):
+        values = mfcc(pool.waveform(row).to(world.device), hop, field, pool.sample_rate)  # N 39
         found.append((half_norms - values @ centroids.T).argmin(-1).to(torch.int16))
-    return torch.cat(found).cpu()
+    if found:  # one transfer from the device
+        labels = torch.cat(found).cpu().split([len(labels) for labels in found])
+        yield from zip(mine, (part.numpy() for part in labels), strict=True)
 
 
-def unit_labels(pool: AudioPool, teacher: UnitEncoder) -> Tensor:
-    """The teacher's units (sum of N,) int16 of every row, encoded whole."""
+def _units(pool: AudioPool, teacher: UnitEncoder, world: World) -> Iterator[Labelled]:
+    """The teacher's units, every row encoded whole and in the batch that one process would encode it in."""
     seconds = (pool.lengths / pool.sample_rate).tolist()
-    budget = BATCH_SECONDS[teacher.encoder.device.type]
-    found: list[np.ndarray | None] = [None] * len(seconds)
-    for batch in tqdm(length_batches(seconds, budget), desc="unit labels", disable=None):
-        for row, units in zip(batch, teacher.encode([pool.waveform(i).cpu() for i in batch]), strict=True):
-            found[row] = units.astype(np.int16)
-    return torch.from_numpy(np.concatenate(found))
+    mine = length_batches(seconds, BATCH_SECONDS[teacher.encoder.device.type])[world.rank :: world.size]
+    for batch in tqdm(mine, desc="unit labels", disable=None if world.first else True):
+        yield from zip(batch, teacher.encode([pool.waveform(i) for i in batch]), strict=True)

@@ -1,7 +1,7 @@
 """What pretraining learns from: all audio in memory, and every frame's labels, made once and kept."""
 
 import json
-import os
+import time
 from pathlib import Path
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from speechgpt.data.files import atomic_path
 from speechgpt.data.rows import read_manifest
-from speechgpt.units.audio_pool import AudioPool, CropSampler, load_pool
+from speechgpt.units.audio_pool import AudioPool, CropSampler
+from speechgpt.units.audio_shares import load_pools
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.labels import make_labels
 from speechgpt.units.pretrain_config import PretrainConfig
@@ -19,7 +20,6 @@ from speechgpt.units.processes import World
 from speechgpt.units.unit_encoder import UnitEncoder
 
 POOL_SHARE = 1 / 3  # of a GPU's memory that audio may take
-DECODERS = 32  # threads at most
 SPLITS = ("train", "dev")
 
 
@@ -32,17 +32,16 @@ def load_data(
     world: World,
     teacher: UnitEncoder | None,
 ) -> tuple[CropSampler, CropSampler | None, list[int]]:
-    """Crops to train on, crops to measure on if there are dev rows, and the classes of each label source."""
-    pools = _load_pools(config, encoder, manifest, world)
-    if world.first and not _is_of(labels_path, key):
-        _make_labels(config, encoder, pools, labels_path, key, teacher)
-    world.barrier()
-    with safe_open(str(labels_path), "pt") as file:
-        classes = json.loads(file.metadata()["classes"])
-        labels = [
-            [file.get_tensor(f"{source}.{number}").to(pool.samples.device) for source in range(len(classes))]
-            for number, pool in enumerate(pools)
-        ]
+    """Crops to train on, crops to measure on if there are dev rows, and the classes of each label source.
+
+    Decoded and labelled by all processes together; each then holds all of it. Beside `labels_path` lie what
+    they tell each other meanwhile.
+    """
+    pools = _load_pools(config, encoder, manifest, labels_path.parent, world)
+    labels, classes = _labels(config, encoder, pools, labels_path, key, teacher, world)
+    place = _pool_device(config.training.pool_device, pools, world.device)
+    pools = [pool.to(place) for pool in pools]
+    labels = [[source.to(place) for source in sources] for sources in labels]
     hop, field = encoder.hop, encoder.receptive_field
     frames = max(1, round(config.training.crop_seconds * encoder.sample_rate / hop))
     train = CropSampler(pools[0], labels[0], hop, field, frames, config.sampling, config.augment.trim)
@@ -51,25 +50,27 @@ def load_data(
 
 
 def _load_pools(
-    config: PretrainConfig, encoder: Encoder, manifest: str | Path, world: World
+    config: PretrainConfig, encoder: Encoder, manifest: str | Path, folder: Path, world: World
 ) -> list[AudioPool]:
+    started = time.monotonic()
     rows = read_manifest(manifest)
     if all(target.kind == "phones" for target in config.targets):
         # Rows without labels would only be waited for.
         rows = [row for row in rows if row.phones] or rows
-    workers = min(DECODERS, max(1, (os.cpu_count() or 1) // world.size))
-    pools = []
-    for split in SPLITS:
-        mine = [row for row in rows if row.split == split]
-        if split == "train" and not mine:
-            raise ValueError(f"{manifest}: no rows of split 'train'")
-        if mine:
-            progress = f"decoding {split}" if world.first else ""
-            pools.append(
-                load_pool(mine, manifest, encoder.sample_rate, config.training.max_bad, workers, progress)
-            )
-    place = _pool_device(config.training.pool_device, pools, world.device)
-    return [pool.to(place) for pool in pools]
+    splits = [[row for row in rows if row.split == split] for split in SPLITS]
+    if not splits[0]:
+        raise ValueError(f"{manifest}: no rows of split 'train'")
+    pools = load_pools(
+        [split for split in splits if split],
+        manifest,
+        encoder.sample_rate,
+        folder,
+        world,
+        config.training.max_bad,
+    )
+    files, hours = sum(len(pool.rows) for pool in pools), sum(pool.hours for pool in pools)
+    world.say(f"decoded {files} files, {hours:.2f} h, in {time.monotonic() - started:.1f} s")
+    return pools
 
 
 def _pool_device(asked: str, pools: list[AudioPool], device: torch.device) -> torch.device:
@@ -87,21 +88,48 @@ def _is_of(path: Path, key: str) -> bool:
         return (file.metadata() or {}).get("key") == key
 
 
-def _make_labels(
+def _labels(
     config: PretrainConfig,
     encoder: Encoder,
     pools: list[AudioPool],
     path: Path,
     key: str,
     teacher: UnitEncoder | None,
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    classes = []
-    for source, target in enumerate(config.targets):
+    world: World,
+) -> tuple[list[list[Tensor]], list[int]]:
+    """Each pool's labels (sum of N,) int16 of every source, and the sources' classes; kept in `path`."""
+    if world.agree(float(_is_of(path, key))):
+        return _read_labels(path, len(pools))
+    started = time.monotonic()
+    found, classes = [], []
+    for target in config.targets:
         labels, count = make_labels(
-            target, pools, encoder.hop, encoder.receptive_field, config.training.seed, teacher
+            target, pools, encoder.hop, encoder.receptive_field, config.training.seed, teacher, world
         )
+        found.append(labels)
         classes.append(count)
-        tensors |= {f"{source}.{number}": found.contiguous() for number, found in enumerate(labels)}
+    with world.together():
+        if world.first:
+            _keep_labels(path, key, found, classes)
+    frames = sum(len(labels) for labels in found[0])
+    world.say(f"labelled {frames} frames in {time.monotonic() - started:.1f} s")
+    return [list(sources) for sources in zip(*found, strict=True)], classes
+
+
+def _keep_labels(path: Path, key: str, found: list[list[Tensor]], classes: list[int]) -> None:
+    tensors = {
+        f"{source}.{number}": labels
+        for source, of_pools in enumerate(found)
+        for number, labels in enumerate(of_pools)
+    }
     with atomic_path(path) as part:
         save_file(tensors, str(part), metadata={"key": key, "classes": json.dumps(classes)})
+
+
+def _read_labels(path: Path, pools: int) -> tuple[list[list[Tensor]], list[int]]:
+    with safe_open(str(path), "pt") as file:
+        classes = json.loads(file.metadata()["classes"])
+        return [
+            [file.get_tensor(f"{source}.{number}") for source in range(len(classes))]
+            for number in range(pools)
+        ], classes

@@ -2,15 +2,18 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from speechgpt.units.devices import choose_device
 
-PATIENCE = timedelta(hours=1)  # while the first process makes labels
+# While the first process fits clusters. Where one is killed, torchrun ends those that wait for it.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass
@@ -47,6 +50,31 @@ class World:
         shared = torch.tensor([value], dtype=torch.float64, device=self.device)
         distributed.broadcast(shared, 0)
         return float(shared)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, every process works for itself; none goes on before all have done, and where one raises
+        ValueError or OSError, all raise ValueError with the words of the first."""
+        issue = ""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if self.size == 1:
+                raise
+            issue = str(error)
+        if self.size > 1:
+            issues = [""] * self.size
+            distributed.all_gather_object(issues, issue)
+            if any(issues):
+                raise ValueError(next(filter(None, issues)))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of all processes' tensors of one shape, everywhere; NCCL knows no int16."""
+        if self.size == 1:
+            return values
+        shared = values.to(self.device, copy=True)
+        distributed.all_reduce(shared)
+        return shared.to(values.device)
 
     def say(self, message: str) -> None:
         """One line on standard error, from the first process alone."""

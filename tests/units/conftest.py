@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from speechgpt.data.audio import SAMPLE_RATE, write_wav
 from speechgpt.data.rows import Utterance, write_manifest
+from speechgpt.units.audio_pool import AudioPool
+from speechgpt.units.audio_shares import load_pools
 from speechgpt.units.encoder import Encoder
+from speechgpt.units.processes import World
 
 TINY = {
     "conv_dim": [8] * 7,
@@ -23,6 +27,7 @@ GROUP = TINY | {"feat_extract_norm": "group", "conv_bias": False}
 LAYER = TINY | {"feat_extract_norm": "layer", "conv_bias": True}
 STABLE = LAYER | {"do_stable_layer_norm": True}
 PHONES = ["SIL", "AA", "S", "IY"]
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def make_encoder(architecture: dict, normalize: bool = True, seed: int = 0) -> Encoder:
@@ -60,6 +65,12 @@ def four_sounds(samples: int, seed: int) -> np.ndarray:
     ]
     quarter = np.minimum(np.arange(samples) * 4 // samples, 3)
     return np.choose(quarter, sounds).astype(np.float32)
+
+
+def pool_of(rows: list[Utterance], manifest: Path, max_bad: int = 0) -> AudioPool:
+    """All rows in one pool, decoded by one process."""
+    (pool,) = load_pools([rows], manifest, SAMPLE_RATE, manifest.parent, ALONE, max_bad)
+    return pool
 
 
 @pytest.fixture

@@ -2,18 +2,15 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from speechgpt.data.audio import read_audio
-from speechgpt.data.rows import Utterance, read_manifest, write_manifest
+from speechgpt.data.rows import Utterance
 from speechgpt.units.audio_pool import (
     IGNORED,
     AudioPool,
     CropSampler,
     change_speed,
-    load_pool,
     retime,
     row_chances,
 )
@@ -38,19 +35,6 @@ def numbered(pool: AudioPool) -> torch.Tensor:
     """Labels that tell the row and the frame."""
     counts = ((pool.lengths - 400) // 320 + 1).tolist()
     return torch.cat([torch.arange(n) + 1000 * i for i, n in enumerate(counts)]).to(torch.int16)
-
-
-def test_the_pool_holds_what_the_files_hold(corpus):
-    rows = read_manifest(corpus)
-    pool = load_pool(rows, corpus, 16_000, workers=2)
-    for index in (0, 13):
-        expected = read_audio(rows[index].audio(corpus))
-        np.testing.assert_allclose(pool.waveform(index).numpy(), expected, atol=1 / 32_768)
-    gone = [*rows, Utterance("gone", "gone.wav", 1.0)]
-    write_manifest(corpus, gone)
-    with pytest.raises(ValueError, match="1 files cannot be read, max_bad is 0: .*gone.wav"):
-        load_pool(gone, corpus, 16_000)
-    assert len(load_pool(gone, corpus, 16_000, max_bad=1).rows) == 14
 
 
 def test_crops_and_labels_come_from_the_same_place():

@@ -6,18 +6,18 @@ import torch
 
 from speechgpt.data.rows import Utterance, read_manifest
 from speechgpt.data.speaking import ARPABET
-from speechgpt.units.audio_pool import IGNORED, AudioPool, load_pool
+from speechgpt.units.audio_pool import IGNORED, AudioPool
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.labels import PHONES, Target, frame_counts, make_labels, mfcc, phone_labels
 from speechgpt.units.unit_encoder import UnitEncoder
 
-from .conftest import LAYER, make_encoder, noise
+from .conftest import ALONE, LAYER, make_encoder, noise, pool_of
 
 SILENCE_OF_3 = 39 * 3
 
 
 def labels_of(target: Target, pools: list[AudioPool], teacher=None):
-    return make_labels(target, pools, 320, 400, 0, teacher)
+    return make_labels(target, pools, 320, 400, 0, teacher, ALONE)
 
 
 def test_phones_are_those_of_the_corpora():
@@ -49,7 +49,7 @@ def test_frames_past_the_last_phone_and_rows_without_phones():
 
 
 def test_labels_of_a_manifest_follow_its_frames(corpus):
-    pool = load_pool(read_manifest(corpus), corpus, 16_000)
+    pool = pool_of(read_manifest(corpus), corpus)
     (found,), classes = labels_of(Target("phones"), [pool])
     counts = frame_counts(pool, 320, 400)
     assert len(found) == sum(counts) and classes == 118 and int(found.max()) < classes
@@ -61,7 +61,7 @@ def test_labels_of_a_manifest_follow_its_frames(corpus):
 
 
 def test_units_of_a_teacher_are_those_it_encodes(corpus):
-    pool = load_pool(read_manifest(corpus), corpus, 16_000)
+    pool = pool_of(read_manifest(corpus), corpus)
     encoder = make_encoder(LAYER)
     features = encoder.features([noise(16_000)], 2)[0]
     teacher = UnitEncoder(

@@ -23,6 +23,7 @@ from speechgpt.units.masked_prediction import (
 )
 from speechgpt.units.pretrain import pretrain
 from speechgpt.units.pretrain_config import PretrainConfig, TrainingConfig
+from speechgpt.units.pretrain_run import CLOCK_STEPS
 
 from .conftest import GROUP, LAYER, STABLE, make_encoder, noise
 
@@ -185,7 +186,7 @@ def test_several_sources_and_layers_and_a_teacher(corpus, tmp_path):
 def test_time_ends_a_run_and_sets_its_learning_rate(corpus, tmp_path):
     config = a_config(tmp_path, training={"steps": None, "max_minutes": 0.004})
     metrics = pretrain(config, corpus, tmp_path / "out", "cpu")
-    assert metrics["steps"] % module.CLOCK_STEPS == 0 and metrics["minutes"] < 0.5
+    assert metrics["steps"] % CLOCK_STEPS == 0 and metrics["minutes"] < 0.5
     with pytest.raises(ValueError, match="needs steps, max_minutes or both"):
         a_config(tmp_path, training={"steps": None})
 
