@@ -46,6 +46,7 @@ def family_wordings(
                 text = _filled(pattern, phrase)
                 if text not in known:
                     found[name].append(text)
+                    known.add(text)  # "a {}" and "an {}" are one pattern, once filled
     return dict(found)
 
 

@@ -592,7 +592,8 @@ def test_words_that_belong_to_the_word_of_a_row_go_with_it():
         "place-ben": ["where is big ben", "show me big ben", "how big is big ben", "big ben"],
         "place-owl": ["where is an owl", "find an owl"],
         "place-fox": ["where is a fox", "so where is a fox"],
-        "place-cow": ["where is a cow"],
+        "place-cow": ["where is a cow", "so where is a cow"],
+        "place-ape": ["so where is an ape"],
     }
     rows = [{"id": name, "questions": texts} for name, texts in said.items()]
     found = family_wordings(rows, said, [])
@@ -600,6 +601,7 @@ def test_words_that_belong_to_the_word_of_a_row_go_with_it():
     assert {"show me the eiffel tower", "the eiffel tower"} <= set(found["place-tower"])
     assert {"find an owl", "so where is an owl"} <= {*found["place-owl"], *said["place-owl"]}
     assert "find a cow" in found["place-cow"]
+    assert all(len(set(texts)) == len(texts) for texts in found.values())
     assert not [
         text for texts in found.values() for text in texts if "eiffel" in text and "tower" not in text
     ]
