@@ -1,7 +1,8 @@
 """Questions with their answers, as text: orders, digits, sums, repeating, small talk, and what is unknown.
 
 Each function yields `Question`s; `recorded` finds them in recordings. The editable files are
-qa/smalltalk.jsonl and qa/unknown.txt.
+qa/smalltalk.jsonl and qa/unknown.txt, which draw anew what is held out when they change, and for train alone
+qa/smalltalk_more.jsonl and qa/unknown_templates.txt.
 """
 
 import random
@@ -187,6 +188,27 @@ def read_smalltalk(path: Path = QA / "smalltalk.jsonl") -> list[dict]:
     return rows
 
 
+def read_more_wordings(rows: list[dict], path: Path = QA / "smalltalk_more.jsonl") -> dict[str, list[str]]:
+    """{row id: more wordings} of `rows`, all of train, in a file that draws nothing anew.
+
+    Raises ValueError naming the line of an unknown id, or of a wording that is known (it may be held out).
+    """
+    more: dict[str, list[str]] = {row["id"]: [] for row in rows}
+    seen = {text: row["id"] for row in rows for text in row["questions"]}
+    for number, row in read_jsonl(path):
+        where = f"{path}:{number}"
+        if set(row) != {"id", "questions"} or row["id"] not in more:
+            raise ValueError(f"{where}: expected questions and the id of a row of small talk")
+        for text in row["questions"]:
+            if normalise(text) != text:
+                raise ValueError(f"{where}: {text!r}; expected {normalise(text)!r}")
+            if text in seen:
+                raise ValueError(f"{where}: {text!r} is also a question of {seen[text]}; take it out")
+            seen[text] = row["id"]
+            more[row["id"]].append(text)
+    return more
+
+
 def wording_splits(row: dict, seed: int) -> list[str]:
     """The split of each wording: one is test, one of four or more is dev, at least two stay in train."""
     order = list(range(len(row["questions"])))
@@ -198,16 +220,15 @@ def wording_splits(row: dict, seed: int) -> list[str]:
     return splits
 
 
-def smalltalk(
-    count: int, seed: int, path: Path = QA / "smalltalk.jsonl", families: int = 0
-) -> Iterator[Question]:
+def smalltalk(count: int, seed: int, families: int = 0) -> Iterator[Question]:
     """Every held-out wording once, then the training wordings in turn until there are `count`.
 
     families: at most so many wordings more of each row, from the other rows of its family.
     """
     training: list[Question] = []
     number = 0
-    rows = read_smalltalk(path)
+    rows = read_smalltalk()
+    more = read_more_wordings(rows)
     for row in rows:
         for place, (text, split) in enumerate(zip(row["questions"], wording_splits(row, seed), strict=True)):
             question = Question(f"talk.{row['id']}.{place}", text, row["answer"], split)
@@ -216,9 +237,13 @@ def smalltalk(
             else:
                 yield question
                 number += 1
+        training += [
+            Question(f"talk.{row['id']}.m{place}", text, row["answer"], "train")
+            for place, text in enumerate(more[row["id"]])
+        ]
     training += _from_families(rows, training, seed, families)
     if count < number + len(training):
-        raise ValueError(f"smalltalk: {count} asked for; {path} alone has {number + len(training)} wordings")
+        raise ValueError(f"smalltalk: {count} asked for; there are {number + len(training)} wordings")
     for again in range(count - number):
         base = training[again % len(training)]
         take = again // len(training)
@@ -229,7 +254,7 @@ def _from_families(rows: list[dict], training: list[Question], seed: int, most: 
     said: dict[str, list[str]] = defaultdict(list)
     for question in training:
         said[question.id.split(".")[1]].append(question.question)
-    taken = {text for row in rows for text in row["questions"]}
+    taken = {text for row in rows for text in row["questions"]} | {q.question for q in training}
     answers = {row["id"]: row["answer"] for row in rows}
     found = []
     for name, texts in family_wordings(rows, said, taken).items():
@@ -258,7 +283,9 @@ def unknown(
     for number in range(count):
         place = number if number < 2 * held else _again(number, 2 * held, texts)
         yield Question(f"unknown.{number:05d}", texts[place], UNKNOWN_ANSWER, split_of(number, held, held))
-    known = {text for row in read_smalltalk() for text in row["questions"]}
+    talk = read_smalltalk()
+    known = {text for row in talk for text in row["questions"]}
+    known.update(text for texts in read_more_wordings(talk).values() for text in texts)
     for number in range(sentences):
         text = maker.sentence(rng)
         while text in known or coffee.parse(text) or len(text.split()) < 4:

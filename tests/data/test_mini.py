@@ -21,6 +21,7 @@ from speechgpt.data.questions import (
     UNKNOWN_ANSWER,
     all_sums,
     orders,
+    read_more_wordings,
     read_smalltalk,
     smalltalk,
     unknown,
@@ -44,7 +45,7 @@ SMALL = {
         "sums_read": 7,
         "repeats": 50,
     },
-    **{"smalltalk": 5800, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
+    **{"smalltalk": 12_500, "unknown": 60, "unknown_sentences": 20, "held_out_questions": 5},
     **{"prose": 0, "held_out_prose": 2, "prose_text": 0, "recorded_texts": 0},
     **{"prose_again": 0, "rare_word_sayings": 0, "smalltalk_family": 0, "unknown_made": 0},
 }
@@ -85,6 +86,12 @@ def texts(tmp_path_factory, config_file):
     return out
 
 
+def known_wordings():
+    rows = read_smalltalk()
+    more = read_more_wordings(rows).values()
+    return {text for texts in (*more, *(row["questions"] for row in rows)) for text in texts}
+
+
 def rows_of(path):
     return [row for _, row in read_jsonl(path)]
 
@@ -99,7 +106,7 @@ def test_counts_and_fields(texts):
         "sum": 80,
         "read": 7,
         "repeat": 50,
-        "talk": 5800,
+        "talk": 12_500,
         "unknown": 80,
     }
     assert set(questions[0]) == {"id", "question", "answer", "answer_id", "split"}
@@ -432,11 +439,55 @@ def test_broken_smalltalk_names_its_line(tmp_path):
             read_smalltalk(path)
 
 
+def test_more_wordings_are_all_of_train_and_leave_what_is_held_out_as_it_is():
+    rows = read_smalltalk()
+    more = read_more_wordings(rows)
+    assert set(more) == {row["id"] for row in rows} and all(more.values())
+    held = {text for row in rows for text, split in zip(row["questions"], wording_splits(row, 1), strict=True)
+            if split != "train"}  # fmt: skip
+    asked = list(smalltalk(12_500, 1))
+    assert {q.question for q in asked if q.split != "train"} == held
+    trained = {q.question for q in asked if q.split == "train"}
+    assert not held & trained
+    assert {text for texts in more.values() for text in texts} <= trained
+    # Questions that stand alone have no family to lend them wordings.
+    alone = [row["id"] for row in rows if "-" not in row["id"]]
+    assert min(len(more[name]) for name in alone) >= 14
+
+
+def test_no_wording_has_two_answers_and_none_is_long():
+    told = {}
+    for question in smalltalk(20_000, 1, families=30):
+        assert told.setdefault(question.question, question.answer) == question.answer
+        assert len(question.question.split()) <= 15
+    ids = {question.id for question in smalltalk(20_000, 1, families=30)}
+    assert len(ids) == 20_000
+
+
+def test_broken_more_wordings_name_their_line(tmp_path):
+    path = tmp_path / "more.jsonl"
+    rows = [{"id": "a", "questions": ["one", "held back"]}, {"id": "b", "questions": ["two"]}]
+    good = {"id": "a", "questions": ["three"]}
+    for bad, message in (
+        ({"id": "c", "questions": ["four"]}, "expected questions and the id of a row"),
+        ({"id": "b", "answer": "no", "questions": ["four"]}, "expected questions and the id of a row"),
+        ({"id": "b", "questions": ["Four?"]}, "expected 'four'"),
+        ({"id": "b", "questions": ["one"]}, "'one' is also a question of a"),
+        ({"id": "a", "questions": ["held back"]}, "'held back' is also a question of a"),
+        ({"id": "b", "questions": ["three"]}, "'three' is also a question of a"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+        with pytest.raises(ValueError, match=f"more.jsonl:2: .*{message}"):
+            read_more_wordings(rows, path)
+    path.write_text(json.dumps(good) + "\n")
+    assert read_more_wordings(rows, path) == {"a": ["three"], "b": []}
+
+
 def test_unknown_questions_are_answered_politely(texts):
     rows = [row for row in rows_of(texts / "qa.jsonl") if row["id"].startswith("unknown")]
     assert {row["answer"] for row in rows} == {UNKNOWN_ANSWER}
     assert len({row["question"] for row in rows if "unknown.s" not in row["id"]}) == 60
-    known = {q for row in read_smalltalk() for q in row["questions"]}
+    known = known_wordings()
     assert not known & {row["question"] for row in rows}
 
 
@@ -533,13 +584,13 @@ def test_wordings_of_a_family_are_taken_over_and_held_out_ones_never():
     splits = {row["id"]: wording_splits(row, 1) for row in rows}
     pairs = [pair for row in rows for pair in zip(row["questions"], splits[row["id"]], strict=True)]
     held = {text for text, split in pairs if split != "train"}
-    few = list(smalltalk(9000, 1))
-    many = list(smalltalk(14_000, 1, families=30))
+    few = list(smalltalk(12_500, 1))
+    many = list(smalltalk(20_000, 1, families=30))
     assert {q.question for q in many if q.split != "train"} == held
     assert not held & {q.question for q in many if q.split == "train"}
     told = {q.question: q.answer for q in many}
     new = set(told) - {q.question for q in few}
-    assert len(new) > 3000
+    assert len(new) > 7000
     assert all(told[text] == "the capital of iran is tehran" for text in new if "capital of iran" in text)
     assert any("capital of iran" in text for text in new)
     assert not [text for text in new if re.search(r"\ba [aeio]", text)]
@@ -557,6 +608,47 @@ def test_a_family_needs_rows_whose_word_can_be_exchanged():
     assert found["size-ape"] == ["how big is an ape", "is an ape big", "what size has an ape"]
 
 
+def test_words_that_belong_to_the_word_of_a_row_go_with_it():
+    """An article that all have stays in the pattern, whatever its form."""
+    said = {
+        "place-tower": [
+            "where is the eiffel tower",
+            "find the eiffel tower",
+            "what does the eiffel tower say",
+        ],
+        "place-ben": ["where is big ben", "show me big ben", "how big is big ben", "big ben"],
+        "place-owl": ["where is an owl", "find an owl"],
+        "place-fox": ["where is a fox", "so where is a fox"],
+        "place-cow": ["where is a cow", "so where is a cow"],
+        "place-ape": ["so where is an ape"],
+    }
+    rows = [{"id": name, "questions": texts} for name, texts in said.items()]
+    found = family_wordings(rows, said, [])
+    assert {"find big ben", "so where is a big ben"} <= set(found["place-ben"])
+    assert {"show me the eiffel tower", "the eiffel tower"} <= set(found["place-tower"])
+    assert {"find an owl", "so where is an owl"} <= {*found["place-owl"], *said["place-owl"]}
+    assert "find a cow" in found["place-cow"]
+    assert all(len(set(texts)) == len(texts) for texts in found.values())
+    assert not [
+        text for texts in found.values() for text in texts if "eiffel" in text and "tower" not in text
+    ]
+
+
+def test_wordings_of_the_real_families_keep_whole_names():
+    many = smalltalk(20_000, 1, families=30)
+    texts = {q.question for q in many if q.id.startswith(("talk.place", "talk.capital"))}
+    for word, names in {
+        "eiffel": "eiffel tower",
+        "south": "south korea",
+        "united": "united states",
+        "golden": "golden gate bridge",
+        "statue": "statue of liberty",
+        "taj": "taj mahal",
+    }.items():
+        holding = [text for text in texts if word in text.split()]
+        assert len(holding) > 30 and all(names in text for text in holding)
+
+
 def test_questions_that_cannot_be_answered_are_made_for_train_alone():
     maker = SentenceMaker()
     plain = list(unknown(100, 20, 30, 1, maker))
@@ -565,6 +657,5 @@ def test_questions_that_cannot_be_answered_are_made_for_train_alone():
     new = made[len(plain) :]
     assert {q.split for q in new} == {"train"} and {q.answer for q in new} == {UNKNOWN_ANSWER}
     assert len({q.question for q in new}) > 250
-    answered = {text for row in read_smalltalk() for text in row["questions"]}
-    assert not answered & {q.question for q in new}
+    assert not known_wordings() & {q.question for q in new}
     assert all(normalise(q.question) == q.question for q in new)
