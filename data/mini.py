@@ -10,14 +10,14 @@ spoken, and a part stands in text.jsonl for the language model alone.
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from speechgpt.data.files import write_jsonl
 from speechgpt.data.mini_recordings import Recordings, read_recordings
-from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
+from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces, read_prose
 from speechgpt.data.qa_sentences import answer_sentences, write_sentences
 from speechgpt.data.questions import (
     Question,
@@ -156,7 +156,7 @@ def spoken_again(config: MiniConfig, recordings: Recordings) -> Iterator[tuple[s
 
 def prose(
     config: MiniConfig,
-    paths: Sequence[Path],
+    files: Mapping[Path, str],
     known: Iterable[str],
     held_out: HeldOut,
     trained: Iterable[str] = (),
@@ -164,18 +164,19 @@ def prose(
     """((id, text, split) of what is spoken, and the texts that are not); `known` are texts of known words.
 
     Of the pieces for dev and test those are left out that train says: other pieces, or texts in `trained`.
+    `files` are as `read_prose` gives them.
     """
     count = config.prose + config.prose_text
     if not count:
         return [], []
-    if not paths:
+    if not files:
         raise ValueError(
             f"prose is {config.prose} and prose_text {config.prose_text}, but there is no --prose (make: "
             "PROSE=); give .txt files of English prose or folders of them, books of Project Gutenberg or the "
             "data.noun, data.verb ... of WordNet (Debian's wordnet-base); or set both to 0"
         )
     words = {word for text in known for word in text.split()}
-    pieces = prose_pieces(paths, config.seed)
+    pieces = prose_pieces(files, config.seed)
     chosen = choose_pieces(pieces, count, words, config.prose_word_times, held_out, config.seed)
     held = config.held_out_prose
     train = HeldOut([*trained, *chosen[2 * held :]])
@@ -190,17 +191,17 @@ def prose(
 
 
 def rare_words(
-    config: MiniConfig, paths: Sequence[Path], texts: Iterable[tuple[str, str]]
+    config: MiniConfig, files: Mapping[Path, str], texts: Iterable[tuple[str, str]]
 ) -> list[tuple[str, str, str]]:
     """(id, text, "train") of lists of words that the training part of `texts`, (text, split), seldom says."""
     if not config.rare_word_sayings:
         return []
-    if not paths:
+    if not files:
         raise ValueError(
             f"rare_word_sayings is {config.rare_word_sayings}, but there is no --prose to take words of"
         )
     said = Counter(word for text, split in texts if split == "train" for word in text.split())
-    vocabulary = {word for word, n in prose_words(paths).items() if n >= config.rare_word_times}
+    vocabulary = {word for word, n in prose_words(files).items() if n >= config.rare_word_times}
     lists = rare_word_lists(said, vocabulary, config.rare_word_sayings, config.seed)
     return [(f"rare.{number:05d}", text, "train") for number, text in enumerate(lists)]
 
@@ -244,8 +245,10 @@ def build(
     known = [*maker.vocabulary, *(text for text, _ in texts)]
     trained = [text for text, split in texts if split == "train"] + recordings.texts
     trained += [row.answer for row in rows if row.split == "train"]
-    read_aloud, read = prose(config, books, known, kept, trained)
-    read_aloud += rare_words(config, books, [*texts, *((text, split) for _, text, split in read_aloud)])
+    needed = config.prose or config.prose_text or config.rare_word_sayings
+    files = read_prose(books) if needed else {}
+    read_aloud, read = prose(config, files, known, kept, trained)
+    read_aloud += rare_words(config, files, [*texts, *((text, split) for _, text, split in read_aloud)])
     spoken = [
         Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
         for i, text, split in [*plain, *read_aloud]

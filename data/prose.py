@@ -67,12 +67,23 @@ def prose_files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_sentences(path: Path) -> Iterator[str]:
-    """The sentences of one file, one line each, in plain quotation marks. Raises ValueError if not UTF-8."""
+def read_prose(paths: Sequence[Path]) -> dict[Path, str]:
+    """{file: its text} of all that `prose_files` finds, in its order.
+
+    Raises FileNotFoundError as `prose_files` does, and ValueError for a file that is not UTF-8.
+    """
+    return {path: _read_text(path) for path in prose_files(paths)}
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); `iconv -f latin1 -t utf-8` converts it") from error
+
+
+def sentences_of(path: Path, text: str) -> Iterator[str]:
+    """The sentences of one file's text, one line each, in plain quotation marks; of WordNet its examples."""
     if path.name in WORDNET:
         for example in re.findall(r'(?<= )"([^"]+)"', text):
             yield from _sentences(example)
@@ -133,13 +144,16 @@ def _split(piece: str, boundary: re.Pattern, target: int) -> Iterator[str]:
     yield held
 
 
-def prose_pieces(paths: Sequence[Path], seed: int) -> dict[Path, list[str]]:
-    """Every piece of 3 to 14 plain words of the different sentences, by the folder whose files say it."""
+def prose_pieces(files: Mapping[Path, str], seed: int) -> dict[Path, list[str]]:
+    """Every piece of 3 to 14 plain words of the different sentences, by the folder whose files say it.
+
+    files: {file: its text}, as `read_prose` gives them.
+    """
     rng, seen = random.Random(f"{seed} prose"), set()
     pieces: dict[Path, list[str]] = {}
-    for path in prose_files(paths):
+    for path, text in files.items():
         found = pieces.setdefault(path.parent, [])
-        for sentence in read_sentences(path):
+        for sentence in sentences_of(path, text):
             if sentence in seen or not sayable(sentence):
                 continue
             seen.add(sentence)

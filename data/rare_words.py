@@ -7,10 +7,10 @@ of a list have nothing to do with each other: what cannot be guessed must be hea
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from speechgpt.data.prose import WORDNET, prose_files
+from speechgpt.data.prose import WORDNET
 from speechgpt.data.text_normal import normalise
 
 SHORTEST = 3  # letters: abbreviations are read in many ways
@@ -18,18 +18,14 @@ LIST_LENGTHS = (3, 6)  # words
 _PLAIN_WORD = re.compile(r"(?<![\w.'-])[A-Za-z][a-z]+(?:'[a-z]+)?(?![\w'-]|\.\w)")
 
 
-def prose_words(paths: Sequence[Path]) -> Counter[str]:
+def prose_words(files: Mapping[Path, str]) -> Counter[str]:
     """How often the prose says each word of three letters or more: no abbreviations, numbers, compounds.
 
-    Of WordNet's files all glosses are counted, definitions and examples. Raises FileNotFoundError as
-    `prose_files` does, and ValueError for a file that is not UTF-8.
+    files: {file: its text}, as `read_prose` gives them. Of WordNet's all glosses are counted, definitions and
+    examples.
     """
     said: Counter[str] = Counter()
-    for path in prose_files(paths):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 ({error})") from error
+    for path, text in files.items():
         if path.name in WORDNET:
             text = "\n".join(line.partition(" | ")[2] for line in text.splitlines())
         said.update(word.lower() for word in _PLAIN_WORD.findall(text) if len(word) >= SHORTEST)

@@ -15,7 +15,7 @@ from speechgpt.data.english import Inflector, article
 from speechgpt.data.families import family_wordings
 from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.mini import MiniConfig, main, prose
-from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces
+from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces, read_prose
 from speechgpt.data.questions import (
     MAX_ANSWER_WORDS,
     UNKNOWN_ANSWER,
@@ -235,7 +235,7 @@ def test_prose_is_cut_into_plain_pieces(config_file, tmp_path):
     (folder / "whale.txt").write_text(BOOK)
     (folder / "data.verb").write_text(GLOSS)
     (folder / "index.verb").write_text("not read")
-    (pieces,) = prose_pieces([tmp_path / "books"], 1).values()
+    (pieces,) = prose_pieces(read_prose([tmp_path / "books"]), 1).values()
     assert set(pieces) == {
         *("call me ishmael said mr hunt", "he saw the sea at last", "he heard that they went home"),
         *("the sea was calm", "the men who had worked since the early morning were glad to rest"),
@@ -276,9 +276,10 @@ def test_held_out_prose_is_nowhere_in_train_and_train_stays_as_it_is(config_file
     settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1, "prose": 16}
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings | {"held_out_prose": 5, "prose_text": 2}))
     config = MiniConfig.load(tmp_path / "corpus.yaml")
-    pieces = prose_pieces([tmp_path], config.seed)
+    files = read_prose([tmp_path])
+    pieces = prose_pieces(files, config.seed)
     chosen = choose_pieces(pieces, 18, [], 1, HeldOut([]), config.seed)
-    spoken, read = prose(config, [tmp_path], [], HeldOut([]))
+    spoken, read = prose(config, files, [], HeldOut([]))
     assert read == chosen[16:]
     numbers = [int(identity[6:11]) for identity, _, _ in spoken]
     assert [text for _, text, _ in spoken] == [chosen[number] for number in numbers]
@@ -287,7 +288,7 @@ def test_held_out_prose_is_nowhere_in_train_and_train_stays_as_it_is(config_file
     held = [text for _, text, split in spoken if split != "train"]
     assert 0 < len(held) < 10 and not any(map(train.says, held))
 
-    again, _ = prose(config, [tmp_path], [], HeldOut([]), [held[0], chosen[12]])
+    again, _ = prose(config, files, [], HeldOut([]), [held[0], chosen[12]])
     assert again == [row for row in spoken if row[1] != held[0]]
 
 
@@ -308,7 +309,8 @@ def test_no_held_out_piece_is_an_answer_or_said_by_people(config_file, tmp_path)
 def test_some_prose_is_said_by_a_second_voice_and_rare_words_in_lists(config_file, tmp_path):
     (tmp_path / "data.verb").write_text(GLOSS.replace("| ", "| a luxuriant canyon, J. R. luxuriants; "))
     (tmp_path / "book.txt").write_text("The sea was calm.\n\nA canyon lay there.\n\nThey met him.\n")
-    assert prose_words([tmp_path])["luxuriant"] == 2 and "j" not in prose_words([tmp_path])
+    words = prose_words(read_prose([tmp_path]))
+    assert words["luxuriant"] == 2 and "j" not in words
     settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1, "held_out_prose": 1}
     settings |= {"prose": 5, "prose_again": 1, "rare_word_sayings": 5, "rare_word_times": 1}
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings))
@@ -322,12 +324,44 @@ def test_some_prose_is_said_by_a_second_voice_and_rare_words_in_lists(config_fil
     assert Counter(word for text in lists for word in text.split())["luxuriant"] == 5
     trained += rows_of(tmp_path / "out/questions.jsonl")
     said = Counter(word for row in trained for word in row["text"].split())
-    assert all(said[word] >= 5 for word in prose_words([tmp_path]))
+    assert all(said[word] >= 5 for word in words)
     assert max(len(text.split()) for text in lists) <= 6
     settings |= {"prose": 0, "prose_again": 0}
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match="rare_word_sayings is 5, but there is no --prose"):
         main(list(map(str, command[:4])))
+
+
+PIECES_ALONE = {"prose": 1, "held_out_prose": 0, "prose_word_times": 1}
+WORDS_ALONE = {"rare_word_sayings": 5, "rare_word_times": 1}
+
+
+@pytest.mark.parametrize("asked", [PIECES_ALONE, WORDS_ALONE, PIECES_ALONE | WORDS_ALONE])
+def test_prose_that_is_not_utf8_is_refused_in_one_line_and_the_rest_is_read_once(
+    asked, config_file, tmp_path, monkeypatch
+):
+    (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(yaml.safe_load(config_file.read_text()) | asked))
+    book = tmp_path / "book.txt"
+    command = ["--config", tmp_path / "corpus.yaml", "--out", tmp_path / "out", "--prose", book]
+    book.write_bytes("The café was shut.\n".encode("latin1"))
+    with pytest.raises(ValueError, match="not UTF-8") as refused:
+        main(list(map(str, command)))
+    assert str(refused.value) == (
+        f"{book}: not UTF-8 ('utf-8' codec can't decode byte 0xe9 in position 7: invalid continuation byte); "
+        "`iconv -f latin1 -t utf-8` converts it"
+    )
+    book.write_text("The sea was calm.\n")
+    reads, read_text = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: reads.append(path) or read_text(path, **how))
+    assert main(list(map(str, command))) == 0
+    assert reads.count(book) == 1
+    ids = {row["id"].partition(".")[0] for row in rows_of(tmp_path / "out/sentences.jsonl")}
+    assert ("prose" in ids, "rare" in ids) == ("prose" in asked, "rare_word_sayings" in asked)
+
+
+def test_prose_that_nothing_asks_for_is_not_looked_for(config_file, tmp_path):
+    command = ["--config", config_file, "--out", tmp_path / "out", "--prose", tmp_path / "nowhere"]
+    assert main(list(map(str, command))) == 0
 
 
 def test_prose_comes_from_each_folder_in_turn_and_unknown_words_are_left_out():
@@ -575,7 +609,7 @@ def test_the_preset_loads_and_speaks_about_two_hundred_thousand():
     assert config.prose_again <= config.prose - held
     # and some 17,000 answers and 20,000 lists of rare words
     assert 180_000 < sum(numbers[kind] for kind in kinds) + config.prose + config.prose_again < 230_000
-    ours = prose_pieces([PRESETS.parents[1] / "data" / "text" / "prose"], config.seed)
+    ours = prose_pieces(read_prose([PRESETS.parents[1] / "data" / "text" / "prose"]), config.seed)
     assert 40_000 < config.prose - sum(map(len, ours.values())) < 42_100  # all of ours and of WordNet 3.0
 
 
