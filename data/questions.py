@@ -1,8 +1,8 @@
 """Questions with their answers, as text: orders, digits, sums, repeating, small talk, and what is unknown.
 
-Each function yields `Question`s; `recorded` finds them in recordings. The editable files are
-qa/smalltalk.jsonl and qa/unknown.txt, which draw anew what is held out when they change, and for train alone
-qa/smalltalk_more.jsonl and qa/unknown_templates.txt.
+Each function yields `Question`s; `recorded` finds them in recordings. The editable files are those of
+`speechgpt.data.smalltalk_files`, and qa/unknown.txt, which draws anew what is held out when it changes, and
+for train alone qa/unknown_templates.txt.
 """
 
 import random
@@ -13,14 +13,13 @@ from pathlib import Path
 
 from speechgpt.data import coffee
 from speechgpt.data.families import family_wordings
-from speechgpt.data.files import read_jsonl
 from speechgpt.data.qa_file import answer_id
 from speechgpt.data.rows import Utterance
 from speechgpt.data.sentences import SentenceMaker, digit_string
+from speechgpt.data.smalltalk_files import QA, read_more_wordings, read_smalltalk, wording_splits
 from speechgpt.data.splits import text_key
 from speechgpt.data.text_normal import ONES, normalise, number_words
 
-QA = Path(__file__).with_name("qa")
 UNKNOWN_ANSWER = "i did not understand please say it again"
 SUM_WORDINGS = (
     "what is {}",
@@ -35,7 +34,6 @@ SUM_WORDINGS = (
 REPEAT_WORDINGS = ("repeat after me {}", "say after me {}", "please repeat {}", "please say {}", "repeat {}")
 LARGEST_SUM = 20
 DIGIT_CORPORA = ("digits", "spoken-digits")  # recordings of single digits
-MAX_ANSWER_WORDS = 20
 
 
 @dataclass(frozen=True)
@@ -166,58 +164,6 @@ def repeats(count: int, held: int, seed: int, maker: SentenceMaker) -> Iterator[
         split = split_of(number, held, held)
         yield Question(f"repeat.{number:05d}", rng.choice(REPEAT_WORDINGS).format(text), text, split)
         number += 1
-
-
-def read_smalltalk(path: Path = QA / "smalltalk.jsonl") -> list[dict]:
-    """[{"id", "answer", "questions"}]. Raises ValueError naming the line of a row that is broken."""
-    rows, seen = [], {}
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
-        if set(row) != {"id", "answer", "questions"} or len(row["questions"]) < 3:
-            raise ValueError(f"{where}: expected id, answer and at least 3 questions")
-        for text in (row["answer"], *row["questions"]):
-            if normalise(text) != text:
-                raise ValueError(f"{where}: {text!r}; expected {normalise(text)!r}")
-        if len(row["answer"].split()) > MAX_ANSWER_WORDS:
-            raise ValueError(f"{where}: the answer has more than {MAX_ANSWER_WORDS} words")
-        for text in row["questions"]:
-            if text in seen:
-                raise ValueError(f"{where}: {text!r} is also a question of {seen[text]}")
-            seen[text] = row["id"]
-        rows.append(row)
-    return rows
-
-
-def read_more_wordings(rows: list[dict], path: Path = QA / "smalltalk_more.jsonl") -> dict[str, list[str]]:
-    """{row id: more wordings} of `rows`, all of train, in a file that draws nothing anew.
-
-    Raises ValueError naming the line of an unknown id, or of a wording that is known (it may be held out).
-    """
-    more: dict[str, list[str]] = {row["id"]: [] for row in rows}
-    seen = {text: row["id"] for row in rows for text in row["questions"]}
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
-        if set(row) != {"id", "questions"} or row["id"] not in more:
-            raise ValueError(f"{where}: expected questions and the id of a row of small talk")
-        for text in row["questions"]:
-            if normalise(text) != text:
-                raise ValueError(f"{where}: {text!r}; expected {normalise(text)!r}")
-            if text in seen:
-                raise ValueError(f"{where}: {text!r} is also a question of {seen[text]}; take it out")
-            seen[text] = row["id"]
-            more[row["id"]].append(text)
-    return more
-
-
-def wording_splits(row: dict, seed: int) -> list[str]:
-    """The split of each wording: one is test, one of four or more is dev, at least two stay in train."""
-    order = list(range(len(row["questions"])))
-    random.Random(f"{seed} {row['id']}").shuffle(order)
-    splits = ["train"] * len(order)
-    splits[order[0]] = "test"
-    if len(order) >= 4:
-        splits[order[1]] = "dev"
-    return splits
 
 
 def smalltalk(count: int, seed: int, families: int = 0) -> Iterator[Question]:

@@ -16,20 +16,16 @@ from speechgpt.data.families import family_wordings
 from speechgpt.data.files import read_jsonl, write_jsonl
 from speechgpt.data.mini import MiniConfig, main, prose
 from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces, read_prose
-from speechgpt.data.questions import (
-    MAX_ANSWER_WORDS,
-    UNKNOWN_ANSWER,
-    all_sums,
-    orders,
-    read_more_wordings,
-    read_smalltalk,
-    smalltalk,
-    unknown,
-    wording_splits,
-)
+from speechgpt.data.questions import UNKNOWN_ANSWER, all_sums, orders, smalltalk, unknown
 from speechgpt.data.rare_words import prose_words
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.data.sentences import TEXT, SentenceMaker
+from speechgpt.data.smalltalk_files import (
+    MAX_ANSWER_WORDS,
+    read_more_wordings,
+    read_smalltalk,
+    wording_splits,
+)
 from speechgpt.data.synthesize import read_sentences
 from speechgpt.data.text_normal import digit_words, normalise, number_words, ordinal_words
 
