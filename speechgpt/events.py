@@ -59,7 +59,7 @@ class Reply:
 Event = HeardText | AnswerText | Sound | Reply
 
 
-class Clock:
+class TurnClock:
     """Seconds of work since it was made, at named moments; each name counts once.
 
     It also plays: sound that comes after all that came before it has been heard makes a stall.

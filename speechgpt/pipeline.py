@@ -15,7 +15,7 @@ import numpy as np
 from speechgpt.answers import Turn
 from speechgpt.data.audio import check_waveform, read_audio
 from speechgpt.data.text_normal import normalise
-from speechgpt.events import AnswerText, Clock, Event, HeardText, Reply, Sound
+from speechgpt.events import AnswerText, Event, HeardText, Reply, Sound, TurnClock
 from speechgpt.model_dir import ModelDir, find_model
 from speechgpt.prompts import History, Question
 from speechgpt.units.devices import choose_device
@@ -132,7 +132,7 @@ class SpeechGPT:
         """
         if (question is None) == (text is None):
             raise ValueError("give either a recording or a text")
-        clock = Clock()
+        clock = TurnClock()
         if text is not None:
             text = self._words(text, "the question's text")
         waveform = None if question is None else self._waveform(question)
@@ -141,7 +141,7 @@ class SpeechGPT:
 
     def _answer(
         self,
-        clock: Clock,
+        clock: TurnClock,
         waveform: np.ndarray | None,
         text: str | None,
         speaker: "PacedSpeech | None",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from speechgpt.stage_trainer import StageTrainer
 
 
-class Clock:
+class TrainingClock:
     """Seconds of training, over all starts of a run."""
 
     def __init__(self, before: float):

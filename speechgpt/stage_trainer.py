@@ -26,7 +26,7 @@ from speechgpt.batches import (
 )
 from speechgpt.packed_model import learn_from_packs
 from speechgpt.packs import PackedBatches, collate_pack
-from speechgpt.stage_callbacks import Checkpoints, Clock, Guard, Progress
+from speechgpt.stage_callbacks import Checkpoints, Guard, Progress, TrainingClock
 from speechgpt.stages import StageConfig
 from speechgpt.vocabulary import Vocabulary
 
@@ -53,7 +53,7 @@ class StageTrainer(Trainer):
     ):
         self.stage = config
         self.vocabulary = vocabulary
-        self.clock = Clock(seconds)
+        self.clock = TrainingClock(seconds)
         self.progress = 0.0  # of the time budget, 0 to 1, the same in every process
         self.step_loss: torch.Tensor | None = None  # sum over the micro-batches of this step
         self.step_norm: torch.Tensor | float | None = None

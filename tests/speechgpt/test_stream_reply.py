@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speechgpt import SpeechGPT, events
-from speechgpt.events import AnswerText, Clock, HeardText, Reply, Sound
+from speechgpt.events import AnswerText, HeardText, Reply, Sound, TurnClock
 from speechgpt.paced_speech import GROWTH, UNITS_AT_ONCE, PacedSpeech
 
 QUESTION = Path(__file__).parents[2] / "speechgpt" / "models" / "mini" / "question.wav"
@@ -128,7 +128,7 @@ def test_the_clock_stands_while_the_consumer_has_an_event(monkeypatch):
             hands.now += 1
             yield clock.now()
 
-    clock = Clock()
+    clock = TurnClock()
     seen = []
     for second in clock.timed(work()):
         seen.append(second)
@@ -138,7 +138,7 @@ def test_the_clock_stands_while_the_consumer_has_an_event(monkeypatch):
 
 def test_late_sound_is_a_stall(monkeypatch):
     hands = Hands(monkeypatch)
-    clock = Clock()
+    clock = TurnClock()
     hands.now += 2
     clock.play(1.0)  # heard from 2 to 3
     hands.now += 0.5
@@ -160,7 +160,7 @@ def test_sound_that_is_made_fast_enough_never_stalls(mini, monkeypatch, speed, s
     units = mini.reply(QUESTION).units.tolist() * 8
     frames = mini.synthesizer.durations([units])[0]
     hands = Hands(monkeypatch)
-    clock = Clock()
+    clock = TurnClock()
     total = 0
     for unit, count in zip(units, frames, strict=True):
         hands.now += count * 0.02 / speed

@@ -522,7 +522,9 @@ def test_a_gradient_that_is_not_finite_stops_too(world, tmp_path):
 
 def test_a_time_budget_ends_the_run_and_the_schedule_with_it(world, tmp_path, monkeypatch):
     seconds = iter(range(0, 1000, 6))  # each look at the clock is 6 seconds later: ten steps a minute
-    monkeypatch.setattr("speechgpt.stage_callbacks.Clock.seconds", property(lambda self: next(seconds)))
+    monkeypatch.setattr(
+        "speechgpt.stage_callbacks.TrainingClock.seconds", property(lambda self: next(seconds))
+    )
     settings = {"max_steps": -1, "num_train_epochs": 1000, "lr_scheduler_type": "linear", "logging_steps": 1}
     trainer = trainer_of(world, tmp_path, max_minutes=1.0, trainer=settings)
     result = trainer.train()
