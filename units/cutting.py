@@ -1,6 +1,7 @@
 """Recordings cut short at both ends, with the phones that are left of them."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,21 +12,32 @@ ROUNDING = 1e-6  # seconds; a phone that lasts no longer is none
 LEVEL_SAMPLES = SAMPLE_RATE // 100  # one level for each 10 ms
 
 
-def cut_ends(waveform: np.ndarray, share: float, seed: int, name: str) -> tuple[np.ndarray, int]:
-    """(T,) to (T',) that lost up to `share` of its samples at each end, and how many it lost in front."""
+def cut_ends(
+    waveform: np.ndarray, quiet_db: Sequence[float] | None, share: float, seed: int, name: str
+) -> tuple[np.ndarray, int]:
+    """(T,) to (T',) without its quiet ends, then without up to `share` of the rest at each end; and how many
+    samples it lost in front.
+
+    Quiet is what lies so many decibels below the loudest 10 ms, drawn from `quiet_db` (least, most) for each
+    end: recordings that were cut where they fall silent lost what is soft, the consonants of a "six" as well.
+    None leaves the quiet ends on. The draws depend on `seed` and `name` alone.
+    """
+    quiet = 0
+    if quiet_db:
+        waveform, quiet = _without_quiet_ends(waveform, quiet_db, seed, name)
+    waveform, more = _without_shares(waveform, share, seed, name)
+    return waveform, quiet + more
+
+
+def _without_shares(waveform: np.ndarray, share: float, seed: int, name: str) -> tuple[np.ndarray, int]:
     rng = random.Random(f"{seed} trim {name}")
     front, back = (round(rng.uniform(0, share) * len(waveform)) for _ in range(2))
     return _without(waveform, front, back)
 
 
-def cut_quiet_ends(
-    waveform: np.ndarray, decibels: tuple[float, float] | list[float], seed: int, name: str
+def _without_quiet_ends(
+    waveform: np.ndarray, decibels: Sequence[float], seed: int, name: str
 ) -> tuple[np.ndarray, int]:
-    """(T,) to (T',) without its quiet ends, and how many samples it lost in front.
-
-    Quiet is what lies so many decibels below the loudest 10 ms, drawn from `decibels` (least, most) for each
-    end: recordings that were cut where they fall silent lost what is soft, the consonants of a "six" as well.
-    """
     rng = random.Random(f"{seed} quiet {name}")
     whole = len(waveform) // LEVEL_SAMPLES
     if not whole:

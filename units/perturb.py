@@ -14,7 +14,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,90 +25,19 @@ from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE, read_audio, resam
 from speechgpt.data.files import atomic_path, read_jsonl, write_jsonl
 from speechgpt.data.parallel import in_processes
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
-from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import SAFE_ID, audio_path
-from speechgpt.units.augment import AugmentConfig, augment
-from speechgpt.units.cutting import cut_ends, cut_phones, cut_quiet_ends, retime_phones
-from speechgpt.units.revoice import RevoiceConfig
+from speechgpt.units.augment import augment
+from speechgpt.units.cutting import cut_ends, cut_phones, retime_phones
+from speechgpt.units.perturb_config import PerturbConfig
 from speechgpt.units.settings import text_hash
 
 CHUNK = 64  # copies: what a kill can cost each job
 VERSION = 4  # of the way in which copies are made: another one makes all anew
 PEAK = 0.99  # the loudest that a file may be
 SPLIT = "train"  # held-out recordings stay as they were made
-LIMITS = (0.5, 2.0)  # of speeds
 BABBLE_VOICES = 5
 TALKERS = 16  # recordings of which these are, for each chunk
-NOT_OF_SOUND = ("copies", "speed", "trim", "trim_quiet_db", "babble_share")  # settings done elsewhere
 NAME_LENGTH = 100  # characters of an id in a file name
-
-
-@dataclass
-class PerturbConfig:
-    """Chances are per copy; ranges are uniform, that of speeds over its logarithm. See `AugmentConfig`."""
-
-    copies: int | dict  # of each recording; or a number for each corpus, and corpora not named are left out
-    speed: tuple | list = (0.85, 1.18)  # 1.1 is 10 % faster and higher, formants too
-    equalizer_chance: float = 0.0
-    equalizer_db: float = 8.0
-    band_chance: float = 0.0
-    telephone_chance: float = 0.0
-    noise_chance: float = 0.0
-    snr_db: tuple | list = (5.0, 30.0)
-    reverb_chance: float = 0.0
-    reverb_seconds: tuple | list = (0.1, 0.4)
-    reverb_direct_db: tuple | list = (3.0, 15.0)
-    gain_db: tuple | list = (0.0, 0.0)  # peak level; [0, 0]: left as it is
-    babble_share: float = 0.0  # of the noisy copies: other recordings; the rest: white to brown noise
-    trim: dict = field(default_factory=dict)  # corpus: the largest share that a copy loses at each end
-    trim_quiet_db: dict = field(default_factory=dict)  # corpus: [least, most], see `cutting.cut_quiet_ends`
-    revoice: dict = field(default_factory=dict)  # `RevoiceConfig`
-
-    def __post_init__(self) -> None:
-        counts = self.copies.values() if isinstance(self.copies, dict) else [self.copies]
-        if not all(type(n) is int and n >= 0 for n in counts):
-            raise ValueError(f"copies is {self.copies!r}; expected a whole number, or one for each corpus")
-        for name in ("speed", "snr_db", "reverb_seconds", "reverb_direct_db", "gain_db"):
-            value = getattr(self, name)
-            numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
-            if not numbers or len(value) != 2 or value[0] > value[1]:
-                raise ValueError(f"{name} is {value!r}; expected [lowest, highest]")
-        if not LIMITS[0] <= self.speed[0] <= self.speed[1] <= LIMITS[1]:
-            raise ValueError(f"speed is {self.speed!r}; expected numbers from {LIMITS[0]} to {LIMITS[1]}")
-        if not all(type(v) in (int, float) and 0 <= v < 0.5 for v in self.trim.values()):
-            raise ValueError(f"trim is {self.trim!r}; expected shares from 0 to less than 0.5 by corpus")
-        for value in self.trim_quiet_db.values():
-            numbers = isinstance(value, list | tuple) and all(type(v) in (int, float) for v in value)
-            if not numbers or len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(f"trim_quiet_db is {self.trim_quiet_db!r}; expected [least, most] by corpus")
-        known = {f.name for f in fields(RevoiceConfig)}
-        if unknown := sorted(self.revoice.keys() - known):
-            raise ValueError(f"revoice has {', '.join(unknown)}; expected {', '.join(sorted(known))}")
-        RevoiceConfig(**self.revoice)
-        if not 0 < self.reverb_seconds[0]:
-            raise ValueError(f"reverb_seconds is {self.reverb_seconds!r}; expected numbers above 0")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PerturbConfig":
-        try:
-            return load_settings(cls, path)
-        except ValueError as error:
-            known = str(error).startswith(str(path))
-            raise error if known else ValueError(f"{path}: {error}") from error
-
-    def count(self, corpus: str) -> int:
-        """Copies of each recording of a corpus."""
-        return self.copies.get(corpus, 0) if isinstance(self.copies, dict) else self.copies
-
-    def sound(self, babbling: bool = False, others: bool = False) -> AugmentConfig:
-        """Where other recordings babble there is no other noise; in all, `noise_chance` are noisy."""
-        given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        given = {k: v for k, v in given.items() if k not in NOT_OF_SOUND}
-        given["revoice"] = RevoiceConfig(**self.revoice)
-        share = self.babble_share if others else 0.0
-        silent = 1 - self.noise_chance * share  # the chance that nobody babbles
-        left = self.noise_chance * (1 - share) / silent if silent and not babbling else 0.0
-        return AugmentConfig(**given | {"noise_chance": left})
 
 
 def perturb_waveform(
@@ -199,12 +128,14 @@ def perturb_chunk(chunk: Chunk) -> int:
 
     torch.set_num_threads(1)  # there is a process for each core; after a fork more threads would hang
     rows = []
+    config, seed = chunk.config, chunk.seed
     others = [read_audio(path, SAMPLE_RATE) for path in chunk.talkers]  # T each
     for source in chunk.sources:
         whole = read_audio(source.audio, SAMPLE_RATE)  # T
+        quiet_db, share = config.trim_quiet_db.get(source.row.corpus), config.trim.get(source.row.corpus, 0.0)
         for name, path in source.outputs():
-            waveform, cut = _cut(whole, source.row.corpus, chunk, name)
-            copy = perturb_waveform(waveform, chunk.config, chunk.seed, name, others)  # T'
+            waveform, cut = cut_ends(whole, quiet_db, share, seed, name)  # T'
+            copy = perturb_waveform(waveform, config, seed, name, others)  # T''
             with atomic_path(chunk.out / path) as part:
                 soundfile.write(str(part), copy, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
             phones = cut_phones(source.row.phones, cut / SAMPLE_RATE, len(waveform) / SAMPLE_RATE)
@@ -212,15 +143,6 @@ def perturb_chunk(chunk: Chunk) -> int:
             seconds = round(len(copy) / SAMPLE_RATE, 4)
             rows.append(replace(source.row, id=name, path=str(path), seconds=seconds, phones=phones))
     return write_manifest(chunk.out / chunk.rows, rows)
-
-
-def _cut(whole: np.ndarray, corpus: str, chunk: Chunk, name: str) -> tuple[np.ndarray, int]:
-    """(T,) to (T',) cut as the corpus is to be, and how many samples it lost in front."""
-    waveform, cut = whole, 0
-    if decibels := chunk.config.trim_quiet_db.get(corpus):
-        waveform, cut = cut_quiet_ends(waveform, decibels, chunk.seed, name)
-    waveform, more = cut_ends(waveform, chunk.config.trim.get(corpus, 0.0), chunk.seed, name)
-    return waveform, cut + more
 
 
 def read_sources(manifests: Sequence[str | Path], config: PerturbConfig) -> list[Source]:

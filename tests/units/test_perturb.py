@@ -11,14 +11,8 @@ import soundfile
 from speechgpt.data.audio import SAMPLE_RATE, write_wav
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.units import perturb as module
-from speechgpt.units.perturb import (
-    PerturbConfig,
-    babble,
-    file_name,
-    main,
-    perturb,
-    perturb_waveform,
-)
+from speechgpt.units.perturb import babble, file_name, main, perturb, perturb_waveform
+from speechgpt.units.perturb_config import PerturbConfig
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING = {
@@ -214,3 +208,12 @@ def test_settings_that_cannot_be_are_refused():
     for wrong in ({"trim": {"a": 0.6}}, *quiet, {"revoice": {"loud": 1}}, {"revoice": {"chance": 3}}):
         with pytest.raises(ValueError, match="trim|revoice|chance"):
             PerturbConfig({"a": 1}, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [12, [20], [30, 10], ["a", "b"], [1, 2, 3], [True, 2]])
+def test_every_range_is_two_numbers_the_lowest_first(wrong):
+    for name in ("speed", "snr_db", "reverb_seconds", "reverb_direct_db", "gain_db"):
+        with pytest.raises(ValueError, match=rf"^{name} is .*; expected \[lowest, highest\]"):
+            PerturbConfig({"a": 1}, **{name: wrong})
+    with pytest.raises(ValueError, match=r"^trim_quiet_db is .*; expected \[least, most\] by corpus"):
+        PerturbConfig({"a": 1}, trim_quiet_db={"a": wrong})
