@@ -58,7 +58,7 @@ $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
 .PHONY: help setup demo test lint data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini bench
-.PHONY: FORCE llm
+.PHONY: FORCE llm refined
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -114,13 +114,16 @@ listen: $(if $(SPEECH),$(HEARD)) | $(SETUP) ## hear held-out inputs, resyntheses
 bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds beside the released way: work/bench/; DEVICE=cuda, ONLY="words"
 	$(SPEECHGPT) bench --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE)) $(if $(ONLY),--only $(ONLY)) --out work/bench
 
-# The encoder is trained by four processes and then, towards its codebook, by one (refine.yaml, voices.yaml), the vocoder by
-# two, the language model by one and in its last round by four. With one GPU the encoder first takes four times the steps,
-# and the vocoder hears half and the last round a quarter as much. MODEL_CARD.md says how the shipped weights came about.
+# The encoder is trained by four processes, towards its codebook by one (refine.yaml) and in more voices by four
+# (voices.yaml), the vocoder by two, the language model by one and in its last round by four. With one GPU the encoder
+# takes four times the steps where four would train it, and the vocoder hears half and the last round a quarter as much.
+# MODEL_CARD.md says how the shipped weights came about.
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
 	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
-	$(MAKE) --no-print-directory codebook PRESET=mini TORCHRUN=
+	$(MAKE) --no-print-directory refined PRESET=mini TORCHRUN=
+	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
+	  PRETRAIN_OPTIONS="--steps 24960" TORCHRUN=)
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory instruct PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory llm PRESET=mini TORCHRUN=
@@ -134,6 +137,7 @@ toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
 encoder: $(ENCODED) ## HuBERT by masked prediction
 llm: $(U)/llm/config.json
+refined: $(if $(REFINE),$(REFINED)/done.json,$(CODEBOOK)) # before voices.yaml
 codebook: $(CODEBOOK) ## k-means on its features, or centroids that tell phones apart
 units: $(UNITS) $(U)/quality.json ## every recording as discrete units, and how good they are
 instruct: $(U)/instruct.jsonl ## rows with task descriptions
@@ -257,7 +261,7 @@ $(REFINED)/done.json: $(C)/config/refine.yaml $(FIT) $(AS_HEARD)
 	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) --init $(FITTED) --teacher $(FITTED) --teacher-codebook $(FIT) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 ifneq ($(VOICES),)
 $E/done.json: $(C)/config/voices.yaml $(REFINED)/done.json $(AS_HEARD)
-	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) --init $(REFINED) --teacher $(REFINED) --teacher-codebook $(REFINED)/codebook.safetensors $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+	$(LAUNCH) pretrain --config $< --manifest $(AS_HEARD) --init $(REFINED) --teacher $(REFINED) --teacher-codebook $(REFINED)/codebook.safetensors $(PRETRAIN_OPTIONS) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 endif
 $(CODEBOOK): $E/done.json
 	cp $E/codebook.safetensors $@

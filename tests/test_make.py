@@ -189,10 +189,13 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house
     later = [line for line in plan if line.startswith(("speechgpt units", "speechgpt assemble"))]
     assert later and all(f'--encoder "{third}"' in line for line in later)
     voices = next(line for line in encoders if line.endswith(third))
-    assert voices.startswith("speechgpt") and f"--init {second}" in voices
-    assert "--steps" not in refined + voices  # the presets' own, with four GPUs and with one
+    assert voices.startswith("torchrun --nproc_per_node 4") and f"--init {second}" in voices
+    assert "--steps" not in refined + voices  # the presets' own, with four GPUs
     alone = planned(house, "mini", "SPEECH=recordings", "CORPUS=all")
-    assert {refined, voices} <= set(alone) and not [line for line in alone if "torchrun" in line]
+    assert refined in alone and not [line for line in alone if "torchrun" in line]
+    slow = next(line for line in alone if " pretrain " in line and line.endswith(third))
+    recipe = yaml.safe_load((ROOT / "speechgpt" / "presets" / "mini" / "voices.yaml").read_text())["training"]
+    assert f"--init {second}" in slow and f"--steps {4 * recipe['steps']} " in slow
     (copies,) = {line for line in plan if "perturb-spoken.yaml --manifest" in line}
     assert "--manifest work/mini/all/spoken/manifest.jsonl --out work/mini/all/spoken/perturbed" in copies
     last_round = next(line for line in plan if "round.yaml --model work/mini/all/km256/llm" in line)
@@ -207,7 +210,7 @@ def test_the_recipe_of_the_last_encoder_step_is_what_made_the_shipped_one():
     package = ROOT / "speechgpt"
     made = json.loads((package / "models" / "mini" / "encoder" / "encoder.json").read_text())["provenance"]
     recipe = yaml.safe_load((package / "presets" / "mini" / "voices.yaml").read_text())["training"]
-    assert (made["metrics"]["steps"], made["metrics"]["processes"]) == (recipe["steps"], 1)
+    assert (made["metrics"]["steps"], made["metrics"]["processes"]) == (recipe["steps"], 4)
 
 
 def test_stages_1_and_2_need_no_questions(house):
