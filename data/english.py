@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speechgpt.data.files import read_text
+
 VOWELS = "aeiou"
 # Verbs of several syllables that are stressed on the last one double its consonant.
 STRESSED_LAST = {"admit", "prefer", "regret", "permit", "occur", "refer", "forget", "begin", "commit"}
@@ -14,7 +16,7 @@ SILENT_H = ("hour", "honest", "honor", "heir")  # an hour
 def read_blocks(path: Path) -> Iterator[tuple[str, int, str]]:
     """Yields (block, line number, line) of a text file with [block] headers and # comments."""
     block = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
         if line.startswith("[") and line.endswith("]"):
             block = line[1:-1]

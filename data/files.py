@@ -63,6 +63,14 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def read_text(path: str | Path) -> str:
+    """A whole text file, without the byte order mark that editors may set. Raises ValueError: not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); `iconv -f latin1 -t utf-8` converts it") from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
@@ -152,7 +160,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
 
 def read_yaml(path: str | Path) -> dict:
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(value, dict):

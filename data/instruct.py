@@ -13,6 +13,7 @@ from pathlib import Path
 
 from speechgpt.data.dialogue_rows import InstructRow, write_instruct
 from speechgpt.data.draws import draw, matches, pick
+from speechgpt.data.files import read_text
 from speechgpt.data.published import INPUT, write_published, write_unit_lines
 from speechgpt.data.qa_file import QuestionAnswer, read_questions
 from speechgpt.data.rejects import Rejects
@@ -25,7 +26,7 @@ TASKS = Path(__file__).parent / "tasks"  # asr.txt and tts.txt: descriptions to 
 def read_descriptions(path: str | Path) -> list[str]:
     """One description a line; `#` and blank lines do not count. Raises ValueError naming `path:line`."""
     found: dict[str, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

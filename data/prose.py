@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from speechgpt.data.files import read_text
 from speechgpt.data.text_normal import normalise
 
 SHORTEST, LONGEST = 3, 14  # words of a piece
@@ -72,14 +73,7 @@ def read_prose(paths: Sequence[Path]) -> dict[Path, str]:
 
     Raises FileNotFoundError as `prose_files` does, and ValueError for a file that is not UTF-8.
     """
-    return {path: _read_text(path) for path in prose_files(paths)}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); `iconv -f latin1 -t utf-8` converts it") from error
+    return {path: read_text(path) for path in prose_files(paths)}
 
 
 def sentences_of(path: Path, text: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from speechgpt.data import coffee
 from speechgpt.data.families import family_wordings
+from speechgpt.data.files import read_text
 from speechgpt.data.qa_file import answer_id
 from speechgpt.data.rows import Utterance
 from speechgpt.data.sentences import SentenceMaker, digit_string
@@ -224,7 +225,7 @@ def unknown(
     """Listed questions in turn (`count`), `sentences` that ask nothing, and `made` questions from templates,
     all with one polite answer. What is made is all in train."""
     rng = random.Random(f"{seed} unknown")
-    texts = [t for t in path.read_text(encoding="utf-8").splitlines() if t and not t.startswith("#")]
+    texts = [t for t in read_text(path).splitlines() if t and not t.startswith("#")]
     rng.shuffle(texts)
     for number in range(count):
         place = number if number < 2 * held else _again(number, 2 * held, texts)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from speechgpt.data.english import Inflector, article, read_blocks
+from speechgpt.data.files import read_text
 from speechgpt.data.text_normal import ONES, number_words, ordinal_words
 
 TEXT = Path(__file__).with_name("text")
@@ -28,7 +29,7 @@ class SentenceMaker:
     def read_templates(self, path: Path) -> list[str]:
         """One a line. Raises ValueError naming a broken line."""
         templates = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip() and not line.startswith("#"):
                 self._check(line.strip(), f"{path}:{number}")
                 templates.append(line.strip())
