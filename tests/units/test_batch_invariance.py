@@ -50,13 +50,14 @@ def margins(features: torch.Tensor, book: Codebook) -> torch.Tensor:
     """How far each frame (N, D) is from the nearest plane between its centroid and another: (N,) float64.
 
     A shift of the features shorter than this cannot change the unit. Taken off is what float32 can err by in
-    two scores, at most D roundings of |x||c| each, over the distance between the two centroids.
+    two scores, at most D roundings of the sum of |x_i c_i| each, over the distance between the two centroids.
     """
     rows, centroids = features.double(), torch.unique(book.centroids.double(), dim=0)
     square = torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist").square()  # N K
     best = square.argmin(1)
     apart = torch.cdist(centroids, centroids)[best]  # N K
-    rounding = 2 * rows.shape[1] * 2**-24 * rows.norm(dim=1)[:, None] * centroids.norm(dim=1).max()
+    sums = rows.abs() @ centroids.abs().t()  # N K
+    rounding = rows.shape[1] * 2**-24 * (sums + sums.gather(1, best[:, None]))
     distance = ((square - square.gather(1, best[:, None])) / 2 - rounding) / apart
     distance[torch.arange(len(rows)), best] = float("inf")
     return distance.min(1).values
