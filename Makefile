@@ -118,12 +118,11 @@ bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds besi
 # (voices.yaml), the vocoder by two, the language model by one and in its last round by four. With one GPU the encoder
 # takes four times the steps where four would train it, and the vocoder hears half and the last round a quarter as much.
 # MODEL_CARD.md says how the shipped weights came about.
+BY_FOUR = $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",PRETRAIN_OPTIONS="--steps $1" TORCHRUN=)
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
-	$(MAKE) --no-print-directory encoder PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
-	  PRETRAIN_OPTIONS="--steps 28000" TORCHRUN=)
+	$(MAKE) --no-print-directory encoder PRESET=mini $(call BY_FOUR,28000)
 	$(MAKE) --no-print-directory refined PRESET=mini TORCHRUN=
-	$(MAKE) --no-print-directory codebook PRESET=mini $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",\
-	  PRETRAIN_OPTIONS="--steps 24960" TORCHRUN=)
+	$(MAKE) --no-print-directory codebook PRESET=mini $(call BY_FOUR,24960)
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory instruct PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory llm PRESET=mini TORCHRUN=
@@ -137,7 +136,7 @@ toy: ## run the whole pipeline on the toy preset, on CPU, in minutes
 data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manifest
 encoder: $(ENCODED) ## HuBERT by masked prediction
 llm: $(U)/llm/config.json
-refined: $(if $(REFINE),$(REFINED)/done.json,$(CODEBOOK)) # before voices.yaml
+refined: $(if $(REFINE),$(REFINED)/done.json) # towards its codebook, before voices.yaml
 codebook: $(CODEBOOK) ## k-means on its features, or centroids that tell phones apart
 units: $(UNITS) $(U)/quality.json ## every recording as discrete units, and how good they are
 instruct: $(U)/instruct.jsonl ## rows with task descriptions
