@@ -25,11 +25,12 @@ def kind_of(path: str | Path) -> type:
     return ChainRow if kind is InstructRow and "-" in str(first["kind"]) else kind
 
 
-def merge(paths: list[Path], out: Path, prefix_ids: bool = False) -> Counter:
+def merge(paths: list[Path], out: Path, prefix_ids: bool = False, first: bool = False) -> Counter:
     """Writes all rows, in order, to `out`; returns the count of each split.
 
     Raises ValueError when the files differ in kind, or two rows have one id (`prefix_ids`: every id gets its
-    corpus, or else its file's name, in front).
+    corpus, or else its file's name, in front; `first`: of rows of several files with one id, the first
+    file's is kept). Two rows of one file with one id are an error in any case.
     """
     kinds = {path: kind_of(path) for path in paths}
     if len(set(kinds.values())) > 1:
@@ -41,6 +42,8 @@ def merge(paths: list[Path], out: Path, prefix_ids: bool = False) -> Counter:
             if prefix_ids:
                 row.id = f"{getattr(row, 'corpus', '') or path.stem}-{row.id}"
             if row.id in seen:
+                if first and seen[row.id] != path:
+                    continue
                 hint = "" if prefix_ids else "; --prefix-ids puts the corpus in front"
                 raise ValueError(f"id {row.id!r} is in {seen[row.id]} and in {path}{hint}")
             seen[row.id] = path
@@ -56,7 +59,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("files", type=Path, nargs="+", help="manifests, or unit, instruction or chain rows")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prefix-ids", action="store_true", help="put each row's corpus in front of its id")
+    parser.add_argument(
+        "--first", action="store_true", help="of rows with one id, keep that of the first file that has it"
+    )
     args = parser.parse_args(argv)
-    counts = merge(args.files, args.out, args.prefix_ids)
+    counts = merge(args.files, args.out, args.prefix_ids, args.first)
     print(f"{args.out}: {counts.total()} rows, " + ", ".join(f"{n} {split}" for split, n in counts.items()))
     return 0

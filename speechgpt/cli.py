@@ -32,6 +32,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "manifest": ("speechgpt.data.readers:main", "read a corpus into a manifest"),
         "split": ("speechgpt.data.splits:main", "split a manifest so that no speaker or text is shared"),
         "merge": ("speechgpt.data.merge:main", "join manifests or unit rows"),
+        "folds": (
+            "speechgpt.data.folds:main",
+            "manifests of what each fold's encoder hears, and does not hear",
+        ),
         "synthesize": ("speechgpt.data.synthesize:main", "speak sentences with espeak-ng and flite"),
         "align": ("speechgpt.data.align:main", "add phone alignments to a manifest"),
         "toy-corpus": ("speechgpt.data.toy:main", "make the toy corpus with numpy"),

@@ -34,6 +34,19 @@ def test_same_ids(tmp_path):
     assert [(row.id, row.split) for row in read_units(out)] == [("ls-1", "dev"), ("b-1", "train")]
 
 
+def test_of_rows_with_one_id_the_first_files_is_kept_on_request(tmp_path):
+    a, b, out = (tmp_path / f"{n}.jsonl" for n in ("a", "b", "out"))
+    write_units(a, [UnitRow("2", [5, 6], [1, 1]), UnitRow("9", [7], [2])])
+    write_units(b, [UnitRow("1", [3], [1]), UnitRow("2", [3, 4], [1, 2])])
+    assert main(["--first", str(a), str(b), "--out", str(out)]) == 0
+    assert [(row.id, row.units) for row in read_units(out)] == [("2", [5, 6]), ("9", [7]), ("1", [3])]
+    assert main([str(b), str(a), "--first", "--out", str(out)]) == 0
+    assert [(row.id, row.units) for row in read_units(out)] == [("1", [3]), ("2", [3, 4]), ("9", [7])]
+    write_units(b, [UnitRow("1", [3], [1]), UnitRow("1", [4], [1])])  # a fault of the file, not of the order
+    with pytest.raises(ValueError, match="id '1' is in .*b.jsonl and in .*b.jsonl"):
+        main(["--first", str(a), str(b), "--out", str(out)])
+
+
 def test_kinds_do_not_mix(tmp_path):
     a, b, out = (tmp_path / f"{n}.jsonl" for n in ("a", "b", "out"))
     write_units(a, [UnitRow("1", [3], [1])])
