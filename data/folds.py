@@ -35,6 +35,7 @@ class FoldsConfig:
     # Corpora whose unheard rows get the ending .f0, .f1 ...: they come beside the usual rows. Those of others
     # keep their ids, and replace the usual ones (`speechgpt merge --first`).
     added: list = field(default_factory=list)
+    shares: dict = field(default_factory=dict)  # corpus -> share of its unheard rows that are taken, not all
 
     def check(self) -> None:
         if self.folds < 2:
@@ -44,6 +45,8 @@ class FoldsConfig:
                 raise ValueError(f"by: {corpus}: {key!r}, expected {' or '.join(KEYS)}")
         if self.leave_out and len(self.leave_out) != self.folds:
             raise ValueError(f"leave_out: {len(self.leave_out)} lists of speakers for {self.folds} folds")
+        if not all(type(v) in (int, float) and 0 <= v <= 1 for v in self.shares.values()):
+            raise ValueError(f"shares: {self.shares!r}, expected a share from 0 to 1 for each corpus")
         lists = [*self.leave_out, self.heard_by_all, self.added]
         if not all(isinstance(each, list) and all(isinstance(p, str) for p in each) for each in lists):
             raise ValueError(
@@ -75,6 +78,9 @@ class FoldsConfig:
             return named[0]
         return int(draw(self.seed, "fold", *self._key(row)) * self.folds)
 
+    def is_taken(self, row: Utterance) -> bool:
+        return draw(self.seed, "taken", row.id) < self.shares.get(row.corpus, 1.0)
+
     def _key(self, row: Utterance) -> tuple[str, str]:
         """What is drawn. Speakers have one name in all corpora, as for `speechgpt split`: one fold each."""
         kind = self.by.get(row.corpus) or self.by.get("*")
@@ -96,7 +102,7 @@ def heard(config: FoldsConfig, rows: Iterable[Utterance], number: int) -> list[U
 
 def unheard(config: FoldsConfig, rows: Iterable[Utterance], number: int) -> list[Utterance]:
     """What that encoder gives units of: the training rows of its fold, with ids of their own if `added`."""
-    fold = [row for row in rows if row.split == "train" and config.fold(row) == number]
+    fold = [r for r in rows if r.split == "train" and config.fold(r) == number and config.is_taken(r)]
     return [replace(r, id=f"{r.id}.f{number}") if matches(r.corpus, config.added) else r for r in fold]
 
 

@@ -17,8 +17,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _end_with(parent: int) -> None:
+_shared: tuple = ()  # of this process
+
+
+def _begin(parent: int, shared: tuple) -> None:
     """Ends this process when `parent` has gone: a killed command must not write on beside the next one."""
+    global _shared
+    _shared = shared
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -28,18 +33,25 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_processes(function: Callable[[T], R], work: Sequence[T], jobs: int = 0) -> Iterator[R]:
-    """Yields `function(w)` for each `w`, as they finish; `jobs` 0 is one process for each core.
+def _call(function: Callable, piece):
+    return function(piece, *_shared)
 
-    With one job or one piece all happens in this process. Raises OSError when a process was killed.
+
+def in_processes(
+    function: Callable[..., R], work: Sequence[T], jobs: int = 0, shared: tuple = ()
+) -> Iterator[R]:
+    """Yields `function(w, *shared)` for each `w`, as they finish; `jobs` 0 is one process for each core.
+
+    `shared` is inherited by the processes and not sent to them. With one job or one piece all happens in this
+    process. Raises OSError when a process was killed.
     """
     jobs = min(jobs or cores(), len(work))
     if jobs < 2:
-        yield from map(function, work)
+        yield from (function(piece, *shared) for piece in work)
         return
-    pool = ProcessPoolExecutor(jobs, get_context("fork"), _end_with, (os.getpid(),))
+    pool = ProcessPoolExecutor(jobs, get_context("fork"), _begin, (os.getpid(), shared))
     try:
-        for done in as_completed([pool.submit(function, w) for w in work]):
+        for done in as_completed([pool.submit(_call, function, w) for w in work]):
             yield done.result()
     except BrokenProcessPool as error:
         raise OSError(

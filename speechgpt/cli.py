@@ -54,6 +54,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "speechgpt.units.perturb:main",
             "copies of recordings at other speeds, in noise, over a telephone",
         ),
+        "unit-selection": ("speechgpt.units.unit_selection:main", "texts in units cut out of recordings"),
         "pretrain": ("speechgpt.units.pretrain:main", "train a HuBERT encoder by masked prediction"),
         "codebook": ("speechgpt.units.codebook_fitting:main", "cluster features into a codebook"),
         "units": ("speechgpt.units.encode:main", "encode a manifest to unit rows, resumable"),

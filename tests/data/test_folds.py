@@ -165,6 +165,15 @@ def test_an_encoder_that_would_hear_nothing_is_an_error(tmp_path):
         folds(tmp_path, rows)
 
 
+def test_of_a_corpus_with_a_share_so_many_unheard_rows_are_taken_and_all_are_heard():
+    rows = [row(f"{corpus}{n}", corpus, f"s{n}") for corpus in ("few", "all") for n in range(400)]
+    config = FoldsConfig(2, shares={"few": 0.25})
+    taken = [r.id for number in range(2) for r in unheard(config, rows, number)]
+    assert 70 < sum(name.startswith("few") for name in taken) < 130
+    assert sum(name.startswith("all") for name in taken) == 400 and len(set(taken)) == len(taken)
+    assert sum(len(heard(config, rows, number)) for number in range(2)) == len(rows)
+
+
 def test_the_folds_of_mini_part_its_voices_and_name_every_one():
     config = FoldsConfig.load(PRESETS / "mini" / "folds.yaml")
     voices = resolve(
@@ -176,6 +185,7 @@ def test_the_folds_of_mini_part_its_voices_and_name_every_one():
     )
     named = {v: [n for n, patterns in enumerate(config.leave_out) if matches(v, patterns)] for v in voices}
     assert all(len(folds) == 1 for folds in named.values())
-    assert {named[v][0] for v in voices if v.startswith(("slt", "hts"))} == {0}  # one person
-    assert config.fold(row("k", "kathleen", "kathleen", "hi")) in (0, 1)
+    assert len({named[v][0] for v in voices if v.startswith(("slt", "hts"))}) == 1  # one person
+    assert {named[v][0] for v in voices} == set(range(config.folds))
+    assert config.fold(row("k", "kathleen", "kathleen", "hi")) in range(config.folds)
     assert config.fold(row("q.a", "mini-answers", "slt", "hi")) is None
