@@ -49,6 +49,11 @@ MODEL := $(U)/model/speechgpt.json
 REFINE := $(if $(ENCODER),,$(wildcard $(CONFIG)/refine.yaml))
 VOICES := $(if $(REFINE),$(wildcard $(CONFIG)/voices.yaml))
 REFINED := $(if $(VOICES),$(U)/refined,$E)
+# For each fold of the recordings and voices, a preset may train an encoder without it (folds.yaml). The language model
+# alone hears the fold's units by that encoder; the vocoder, stage 1 and the model itself keep the one of all.
+FOLDS := $(if $(REFINE),$(wildcard $(CONFIG)/folds.yaml))
+FOLD := $(if $(FOLDS),$(shell seq 0 $$(($$(sed -n 's/^folds: *\([0-9]*\).*/\1/p' $(FOLDS)) - 1))))# 0 1 ...
+LM_UNITS := $(if $(FOLDS),$(U)/lm-units.jsonl,$(UNITS))
 # A preset may train all weights of the language model once more, on the rows of stages 2 and 3 together (round.yaml).
 ROUND := $(wildcard $(CONFIG)/round.yaml)
 LLM := $(if $(ROUND),$(U)/round,$(U)/llm)
@@ -58,7 +63,7 @@ $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
 
 .PHONY: help setup demo test lint data encoder codebook units instruct stage1 stage2 stage3 vocoder model eval talk listen toy mini bench
-.PHONY: FORCE llm refined
+.PHONY: FORCE llm refined folds
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -115,14 +120,15 @@ bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds besi
 	$(SPEECHGPT) bench --device $(if $(filter auto,$(DEVICE)),cpu,$(DEVICE)) $(if $(ONLY),--only $(ONLY)) --out work/bench
 
 # The encoder is trained by four processes, towards its codebook by one (refine.yaml) and in more voices by four
-# (voices.yaml), the vocoder by two, the language model by one and in its last round by four. With one GPU the encoder
-# takes four times the steps where four would train it, and the vocoder hears half and the last round a quarter as much.
-# MODEL_CARD.md says how the shipped weights came about.
+# (voices.yaml), the encoders that leave a fold out by one each (folds.yaml), the vocoder by two, the language model by
+# one and in its last round by four. With one GPU the encoder takes four times the steps where four would train it, and
+# the vocoder hears half and the last round a quarter as much. MODEL_CARD.md says how the shipped weights came about.
 BY_FOUR = $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",PRETRAIN_OPTIONS="--steps $1" TORCHRUN=)
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(call BY_FOUR,28000)
 	$(MAKE) --no-print-directory refined PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory codebook PRESET=mini $(call BY_FOUR,24960)
+	$(MAKE) --no-print-directory folds PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory instruct PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory llm PRESET=mini TORCHRUN=
@@ -137,6 +143,7 @@ data: $(DATA)/manifest.jsonl ## recordings, their texts and splits in one manife
 encoder: $(ENCODED) ## HuBERT by masked prediction
 llm: $(U)/llm/config.json
 refined: $(if $(REFINE),$(REFINED)/done.json) # towards its codebook, before voices.yaml
+folds: $(FOLD:%=$(U)/folds/encoder-%/done.json) # encoders that have not heard everything
 codebook: $(CODEBOOK) ## k-means on its features, or centroids that tell phones apart
 units: $(UNITS) $(U)/quality.json ## every recording as discrete units, and how good they are
 instruct: $(U)/instruct.jsonl ## rows with task descriptions
@@ -233,7 +240,7 @@ QA_UNITS := $(U)/qa-units.jsonl
 CHAT := $(QA_FILE)
 else ifeq ($(READER),)
 QA_FILE := $(DATA)/qa.jsonl
-QA_UNITS := $(UNITS)
+QA_UNITS := $(LM_UNITS)
 CHAT := $(QA_FILE)
 else # stages 1 and 2 do without
 QA_FILE := $(C)/qa.jsonl
@@ -267,6 +274,20 @@ $(CODEBOOK): $E/done.json
 endif
 $(UNITS): $(DATA)/manifest.jsonl $(CODEBOOK)
 	$(SPEECHGPT) units --encoder "$E" --codebook $(CODEBOOK) --manifest $< --device $(DEVICE) --out $@
+# Units of what the encoder was trained on are cleaner than any that it gives later: the language model learns from
+# those of encoders that have not heard the recording, nor the voice.
+ifneq ($(FOLDS),)
+$(foreach i,$(FOLD),$(C)/folds/heard-$i.jsonl $(C)/folds/unheard-$i.jsonl) &: $(C)/config/folds.yaml $(AS_HEARD) $(DATA)/manifest.jsonl
+	$(SPEECHGPT) folds --config $< --heard $(AS_HEARD) --manifest $(DATA)/manifest.jsonl --out $(C)/folds
+$(U)/folds/encoder-%/done.json: $(C)/config/fold-encoder.yaml $(REFINED)/done.json $(C)/folds/heard-%.jsonl
+	$(LAUNCH) pretrain --config $< --manifest $(C)/folds/heard-$*.jsonl --teacher $(REFINED) --teacher-codebook $(REFINED)/codebook.safetensors $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+$(U)/folds/units-%.jsonl: $(C)/folds/unheard-%.jsonl $(U)/folds/encoder-%/done.json
+	$(SPEECHGPT) units --encoder $(U)/folds/encoder-$* --codebook $(U)/folds/encoder-$*/codebook.safetensors --manifest $< --device $(DEVICE) --out $@
+UNHEARD := $(FOLD:%=$(U)/folds/units-%.jsonl)
+# The first file that has a row gives it.
+$(LM_UNITS): $(UNHEARD) $(UNITS)
+	$(SPEECHGPT) merge --first $^ --out $@
+endif
 $(U)/quality.json: $(UNITS)
 	$(SPEECHGPT) unit-quality --units $< --manifest $(DATA)/manifest.jsonl --codebook $(CODEBOOK) \
 	  --device $(DEVICE) $(QUALITY_OPTIONS) --out $@
@@ -277,8 +298,8 @@ $(U)/vocoder/done.json: $(C)/config/vocoder.yaml $(UNITS)
 	  $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 
 # -- language model
-$(U)/instruct.jsonl: $(C)/config/instruct.yaml $(UNITS) $(CHAT)
-	$(SPEECHGPT) instruct --config $< --units $(UNITS) --chat $(CHAT) --out $@
+$(U)/instruct.jsonl: $(C)/config/instruct.yaml $(LM_UNITS) $(CHAT)
+	$(SPEECHGPT) instruct --config $< --units $(LM_UNITS) --chat $(CHAT) --out $@
 $(U)/chain.jsonl: $(C)/config/chain.yaml $(QA_FILE) $(QA_UNITS)
 	$(SPEECHGPT) chain --config $< --qa $(QA_FILE) --units $(QA_UNITS) --out $@
 $(C)/tokenizer/tokenizer.json: $(C)/config/tokenizer.yaml $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT)

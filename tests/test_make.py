@@ -166,7 +166,7 @@ def test_prose_reaches_the_texts_the_tokenizer_and_stage_1(house):
     assert [line for line in plan if "--prose data/text/prose" in line and "text.jsonl" not in line]
 
 
-def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house):
+def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times_and_once_a_fold(house):
     (house / "recordings").mkdir(exist_ok=True)
     (house / "recordings" / "manifest.tsv").touch()
     plan = planned(house, "mini", "SPEECH=recordings", "GPUS=4", "CORPUS=all")
@@ -175,7 +175,8 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house
         line for line in plan if line.startswith("speechgpt merge") and line.endswith(f"--out {heard}")
     }
     assert "perturbed" not in merged
-    encoders = [line for line in plan if " pretrain " in line]
+    fold = "work/mini/all/km256/folds"
+    encoders = [line for line in plan if " pretrain " in line and fold not in line]
     assert encoders and all(heard in line and whole not in line for line in encoders)
     assert encoders[0].startswith("torchrun --nproc_per_node 4")
     last = plan[-1]
@@ -186,7 +187,11 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house
     refined = next(line for line in encoders if line.endswith(second))  # a plan repeats what is not made yet
     assert refined.startswith("speechgpt") and "--init work/mini/all/encoder" in refined
     assert "--teacher-codebook work/mini/all/km256/fitted.safetensors" in refined
-    later = [line for line in plan if line.startswith(("speechgpt units", "speechgpt assemble"))]
+    later = [
+        line
+        for line in plan
+        if line.startswith(("speechgpt units", "speechgpt assemble")) and fold not in line
+    ]
     assert later and all(f'--encoder "{third}"' in line for line in later)
     voices = next(line for line in encoders if line.endswith(third))
     assert voices.startswith("torchrun --nproc_per_node 4") and f"--init {second}" in voices
@@ -204,6 +209,59 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times(house
     assert any("assemble" in line and "--llm work/mini/all/km256/round" in line for line in later)
     stage3 = next(line for line in plan if "stage3.yaml --model" in line)
     assert "km256/chain.jsonl work/mini/all/km256/chain-typed.jsonl --mix" in stage3
+
+
+def test_the_language_model_of_mini_learns_from_units_of_what_their_encoder_has_not_heard(house):
+    (house / "recordings").mkdir(exist_ok=True)
+    (house / "recordings" / "manifest.tsv").touch()
+    mini = ("PRESET=mini", "SPEECH=recordings", "CORPUS=parted")
+    corpus, rows = "work/mini/parted", "work/mini/parted/km256"
+    plan = planned(house, "mini", *mini[1:], "GPUS=4")
+    step = plan.index("make --no-print-directory folds PRESET=mini TORCHRUN=")
+    trained = [line for line in plan[step : step + 60] if f"--out {rows}/folds/encoder-" in line][:2]
+    for number, line in enumerate(trained):
+        assert line == (
+            f"speechgpt pretrain --config {corpus}/config/fold-encoder.yaml "
+            f"--manifest {corpus}/folds/heard-{number}.jsonl --teacher {rows}/refined "
+            f"--teacher-codebook {rows}/refined/codebook.safetensors --device auto "
+            f"--out {rows}/folds/encoder-{number}"
+        )  # in one process, and from fresh weights
+    assert len(trained) == 2
+    plan = planned(house, "stage2", *mini)
+    (folds,) = [line for line in plan if line.startswith("speechgpt folds")]
+    assert (
+        f"--heard {corpus}/heard.jsonl --manifest {corpus}/data/manifest.jsonl --out {corpus}/folds" in folds
+    )
+    units = [line for line in plan if line.startswith("speechgpt units") and "/folds/" in line]
+    assert len(units) == 2
+    for number, line in enumerate(units):
+        own = f"{rows}/folds/encoder-{number}"
+        assert f"--encoder {own} --codebook {own}/codebook.safetensors " in line
+        assert f"--manifest {corpus}/folds/unheard-{number}.jsonl " in line
+    (joined,) = [line for line in plan if line.startswith("speechgpt merge --first")]
+    unheard = " ".join(f"{rows}/folds/units-{n}.jsonl" for n in (0, 1))
+    assert joined == f"speechgpt merge --first {unheard} {rows}/units.jsonl --out {rows}/lm-units.jsonl"
+    (chain,) = [line for line in planned(house, f"{rows}/chain.jsonl", *mini) if "config/chain.yaml" in line][
+        -1:
+    ]
+    (instruct,) = [line for line in plan if line.startswith("speechgpt instruct")]
+    assert all(f"--units {rows}/lm-units.jsonl " in line for line in (instruct, chain))
+    (stage1,) = [line for line in plan if "config/stage1.yaml --model" in line]
+    (vocoder,) = [line for line in planned(house, "vocoder", *mini) if line.startswith("speechgpt vocoder")]
+    assert f"--data {rows}/units.jsonl " in stage1 and f"--units {rows}/units.jsonl " in vocoder
+    # Without folds.yaml, or with an encoder that is given, there are none.
+    config = house / "speechgpt" / "presets" / "mini" / "folds.yaml"
+    shipped = config.read_text()
+    config.unlink()
+    try:
+        plain = planned(house, "stage2", *mini)
+    finally:
+        config.write_text(shipped)
+    (house / "given").mkdir()
+    (house / "given" / "config.json").touch()
+    for found in (plain, planned(house, "stage2", *mini, "ENCODER=given")):
+        assert not [line for line in found if "folds" in line or "lm-units" in line]
+        assert [line for line in found if f"instruct.yaml --units {rows}/units.jsonl " in line]
 
 
 def test_the_recipe_of_the_last_encoder_step_is_what_made_the_shipped_one():

@@ -52,6 +52,20 @@ def test_quadruplets_of_every_kind():
     assert by_id["q1.text-text"] == ChainRow("q1.text-text", "text-text", text, answer)
 
 
+def test_units_by_an_encoder_that_has_not_heard_the_question_ask_it_once_more():
+    """The ids of `speechgpt folds`, also of copies: rows beside those that they were made of."""
+    names = ("q1.q", "q1.q.x0", "q1.q.f0", "q1.q.x0.f0")
+    rows = [unit_row(name, "what is q1", (n, 5)) for n, name in enumerate(names)]
+    found, _ = build([question()], [*rows, unit_row("q1.a", "", (7, 8))], ChainPlan(SPOKEN))
+    assert sorted((row.id, *row.question_units) for row in found) == [
+        ("q1.speech-speech", 0, 5),
+        ("q1.speech-speech.f0", 2, 5),
+        ("q1.speech-speech.x0", 1, 5),
+        ("q1.speech-speech.x0.f0", 3, 5),
+    ]
+    assert all(row.answer_units == [7, 8] for row in found)
+
+
 def test_kinds_are_drawn_in_proportion_and_each_question_for_itself():
     questions = [question(f"q{n}") for n in range(400)]
     plan = ChainPlan(read_proportions("speech-speech=2, speech-text=1,text-text=1"))

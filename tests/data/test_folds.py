@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from speechgpt.data.draws import matches
-from speechgpt.data.folds import FoldsConfig, main
+from speechgpt.data.folds import FoldsConfig, heard, main, unheard
 from speechgpt.data.mini import MiniConfig
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.data.splits import text_key

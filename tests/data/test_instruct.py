@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from speechgpt.data.instruct import TASKS, build_rows, main, read_descriptions
 from speechgpt.data.published import read_published, read_unit_lines
 from speechgpt.data.rows import UnitRow, write_units
 
+PRESETS = Path(__file__).parents[2] / "speechgpt" / "presets"
 TEXTS = {"asr": ["Write.", "Type it.", "Note it."], "tts": ["Speak.", "Say it.", "Read it."]}
 
 
@@ -118,6 +120,19 @@ def test_a_config_gives_speaking_one_voice_and_leaves_rows_out(tmp_path):
         main(command)
 
 
+def test_mini_learns_to_speak_from_no_copy_and_from_every_other_row_of_its_voice(tmp_path):
+    config, units = PRESETS / "mini" / "instruct.yaml", tmp_path / "units.jsonl"
+    spoken = ["unknown.s00012.q", "prose.00003.1", "talk.name.4.q", "sum.00007.a", "sentence.00001"]
+    copies = [f"{name}{end}" for name in spoken for end in (".x0", ".x12", ".f0", ".x0.f1", ".s1")]
+    rows = [UnitRow(name, [1, 2], [1, 1], "slt", "mini-questions", "hi") for name in (*spoken, *copies)]
+    write_units(units, rows)
+    assert main(["--units", str(units), "--config", str(config), "--out", str(tmp_path / "rows.jsonl")]) == 0
+    made = {kind: set() for kind in ("asr", "tts")}
+    for row in read_instruct(tmp_path / "rows.jsonl"):
+        made[row.kind].add(row.id.removesuffix(f".{row.kind}"))
+    assert made == {"asr": {*spoken, *copies}, "tts": set(spoken)}
+
+
 def test_rejects_are_counted_and_kept_with_the_reason(tmp_path):
     units, out = tmp_path / "units.jsonl", tmp_path / "rows.jsonl"
     write_units(
@@ -147,7 +162,7 @@ def test_nothing_to_build_is_an_error(tmp_path):
 
 
 def test_the_builders_import_no_torch():
-    modules = "readers splits merge instruct chain published".split()
+    modules = "readers splits merge folds instruct chain published".split()
     code = "import sys; " + "; ".join(f"import speechgpt.data.{m}" for m in modules)
     code += "; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -217,6 +217,17 @@ def test_presets_are_valid(preset):
     if preset != "speechgpt-7b":
         encoder = Encoder.create(config.architecture, config.normalize, 0)
         assert (encoder.hop, encoder.receptive_field) == (320, 400)
+
+
+def test_the_encoders_of_mini_are_one_architecture_and_those_of_folds_learn_as_in_voices():
+    presets = Path(__file__).parents[2] / "speechgpt" / "presets" / "mini"
+    names = ("encoder", "refine", "voices", "fold-encoder")
+    first, refined, voices, fold = (asdict(PretrainConfig.load(presets / f"{n}.yaml")) for n in names)
+    assert first["architecture"] == refined["architecture"] == voices["architecture"]
+    # From fresh weights: faster, and longer warmed up.
+    for name in ("steps", "learning_rate", "warmup"):
+        fold["training"][name] = voices["training"][name]
+    assert fold == voices
 
 
 @pytest.mark.slow
