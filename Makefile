@@ -284,8 +284,12 @@ $(U)/folds/encoder-%/done.json: $(C)/config/fold-encoder.yaml $(REFINED)/done.js
 $(U)/folds/units-%.jsonl: $(C)/folds/unheard-%.jsonl $(U)/folds/encoder-%/done.json
 	$(SPEECHGPT) units --encoder $(U)/folds/encoder-$* --codebook $(U)/folds/encoder-$*/codebook.safetensors --manifest $< --device $(DEVICE) --out $@
 UNHEARD := $(FOLD:%=$(U)/folds/units-%.jsonl)
+# What was synthesised, said again in units cut out of people's recordings.
+SELECTED := $(patsubst %,$(U)/selected.jsonl,$(wildcard $(CONFIG)/unit-selection.yaml))
+$(U)/selected.jsonl: $(C)/config/unit-selection.yaml $(UNHEARD) $(DATA)/manifest.jsonl
+	$(SPEECHGPT) unit-selection --config $< --donors $(UNHEARD) --manifest $(DATA)/manifest.jsonl --out $@
 # The first file that has a row gives it.
-$(LM_UNITS): $(UNHEARD) $(UNITS)
+$(LM_UNITS): $(UNHEARD) $(UNITS) $(SELECTED)
 	$(SPEECHGPT) merge --first $^ --out $@
 endif
 $(U)/quality.json: $(UNITS)

@@ -218,7 +218,7 @@ def test_the_language_model_of_mini_learns_from_units_of_what_their_encoder_has_
     corpus, rows = "work/mini/parted", "work/mini/parted/km256"
     plan = planned(house, "mini", *mini[1:], "GPUS=4")
     step = plan.index("make --no-print-directory folds PRESET=mini TORCHRUN=")
-    trained = [line for line in plan[step : step + 60] if f"--out {rows}/folds/encoder-" in line][:2]
+    trained = [line for line in plan[step : step + 60] if f"--out {rows}/folds/encoder-" in line][:4]
     for number, line in enumerate(trained):
         assert line == (
             f"speechgpt pretrain --config {corpus}/config/fold-encoder.yaml "
@@ -226,21 +226,24 @@ def test_the_language_model_of_mini_learns_from_units_of_what_their_encoder_has_
             f"--teacher-codebook {rows}/refined/codebook.safetensors --device auto "
             f"--out {rows}/folds/encoder-{number}"
         )  # in one process, and from fresh weights
-    assert len(trained) == 2
+    assert len(trained) == 4
     plan = planned(house, "stage2", *mini)
     (folds,) = [line for line in plan if line.startswith("speechgpt folds")]
     assert (
         f"--heard {corpus}/heard.jsonl --manifest {corpus}/data/manifest.jsonl --out {corpus}/folds" in folds
     )
     units = [line for line in plan if line.startswith("speechgpt units") and "/folds/" in line]
-    assert len(units) == 2
+    assert len(units) == 4
     for number, line in enumerate(units):
         own = f"{rows}/folds/encoder-{number}"
         assert f"--encoder {own} --codebook {own}/codebook.safetensors " in line
         assert f"--manifest {corpus}/folds/unheard-{number}.jsonl " in line
     (joined,) = [line for line in plan if line.startswith("speechgpt merge --first")]
-    unheard = " ".join(f"{rows}/folds/units-{n}.jsonl" for n in (0, 1))
-    assert joined == f"speechgpt merge --first {unheard} {rows}/units.jsonl --out {rows}/lm-units.jsonl"
+    unheard = " ".join(f"{rows}/folds/units-{n}.jsonl" for n in range(4))
+    parts = f"{unheard} {rows}/units.jsonl {rows}/selected.jsonl"
+    assert joined == f"speechgpt merge --first {parts} --out {rows}/lm-units.jsonl"
+    (selection,) = [line for line in plan if line.startswith("speechgpt unit-selection")]
+    assert f"--donors {unheard} --manifest {corpus}/data/manifest.jsonl " in selection
     (chain,) = [line for line in planned(house, f"{rows}/chain.jsonl", *mini) if "config/chain.yaml" in line][
         -1:
     ]
