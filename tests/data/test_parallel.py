@@ -1,4 +1,4 @@
-"""Work over processes: what is shared reaches every process without being sent, and a process that dies is said."""
+"""Work over processes: what is shared reaches each without being sent, and a process that dies is said."""
 
 import os
 import threading
