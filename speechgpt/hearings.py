@@ -1,0 +1,99 @@
+"""A recording heard several times, at other speeds: what one hearing mistakes, the others often do not.
+
+The language model reads each hearing's units by itself, and its log-probabilities of the next token are
+averaged over them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speechgpt.data.audio import RECEPTIVE_FIELD, resample
+
+if TYPE_CHECKING:
+    import torch
+
+    from speechgpt.prompts import Asked, Question
+    from speechgpt.units.unit_encoder import UnitEncoder
+
+# Times as fast as it was said; the first hearing is of the recording as it is. Slower and faster by turns, in
+# steps of the speeds that encoders learn to ignore. Measured on mini: with all five 87.7 % of the answers to
+# small talk are right, with the first alone 85.9 %; of an untrained synthetic voice 40.5 % of the words are
+# wrong, with the first alone 48.5 %.
+SPEEDS = (1.0, 0.93, 1.07, 0.87, 1.13)
+
+
+@dataclass(frozen=True)
+class Hearings:
+    """A spoken question, heard several times."""
+
+    units: tuple[Sequence[int], ...]  # (U) of each hearing; the first is of the recording as it is
+
+    def __post_init__(self):
+        if not self.units:
+            raise ValueError("a question without hearings; expected the units of at least one")
+
+
+def hearings_of(question: "Asked") -> "Sequence[Question]":
+    """The units of each hearing; of a question that is one text or one sequence of units, itself alone."""
+    return question.units if isinstance(question, Hearings) else (question,)
+
+
+def heard(
+    encoder: "UnitEncoder", waveforms: Sequence[np.ndarray], times: int, batch_seconds: float | None = None
+) -> list[tuple[np.ndarray, list[int] | Hearings]]:
+    """Waveforms (T,) at the encoder's rate -> of each its frames (N,) int64, and what the language model is
+    asked with: deduplicated units, or `Hearings` of them when it is heard more than once."""
+    from speechgpt.units.dedup import deduplicate
+
+    rate = encoder.encoder.sample_rate
+    every = [copy for waveform in waveforms for copy in at_speeds(waveform, rate, times)]
+    frames = encoder.encode(every, batch_seconds)
+    found = []
+    for first in range(0, len(frames), times):
+        units = tuple(deduplicate(some)[0].tolist() for some in frames[first : first + times])
+        found.append((frames[first], Hearings(units) if times > 1 else units[0]))
+    return found
+
+
+def at_speeds(waveform: np.ndarray, rate: int, times: int) -> list[np.ndarray]:
+    """(T,) at `rate` Hz, and (T / speed,) float32 at each further speed; pitch goes with the speed."""
+    copies = [waveform]
+    for speed in SPEEDS[1:times]:
+        faster = resample(waveform, round(rate * speed), rate)
+        # The shortest recordings would have no frame when they are said faster.
+        copies.append(np.pad(faster, (0, max(0, RECEPTIVE_FIELD - len(faster)))))
+    return copies
+
+
+def averaged(scores: "torch.Tensor", hearings: int, beams: int = 1) -> "torch.Tensor":
+    """Scores (B hearings beams, V) -> (B beams, V), the mean of the hearings' log-probabilities; those of a
+    single hearing stay as they are."""
+    if hearings == 1:
+        return scores
+    return scores.log_softmax(-1).unflatten(0, (-1, hearings, beams)).mean(1).flatten(0, 1)
+
+
+def for_each_hearing(tokens: "torch.Tensor", hearings: int) -> "torch.Tensor":
+    """One token (B,) of each question -> (B hearings,)."""
+    return tokens[:, None].expand(-1, hearings).flatten()
+
+
+class AveragedBeams:
+    """A logits processor for transformers' beam search, to stand before the grammar.
+
+    Rows are a question's hearings, side by side, each with its beams. They begin alike and see the same
+    scores, so that they take the same tokens and their beams stay alike: any of them is the answer.
+    """
+
+    def __init__(self, hearings: int, beams: int):
+        self.hearings, self.beams = hearings, beams
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        """Scores (B hearings beams, V) -> the same shape."""
+        if self.hearings == 1:
+            return scores
+        mean = averaged(scores, self.hearings, self.beams).unflatten(0, (-1, 1, self.beams))
+        return mean.expand(-1, self.hearings, -1, -1).flatten(0, 2)
