@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from speechgpt.averaged_scores import AveragedBeams, run_of_hearings
 from speechgpt.decode_engine import Engine
 from speechgpt.decoding import GREEDY, PUBLISHED, Decoding, chooser
 from speechgpt.grammar import TurnGrammar, turn_machine
-from speechgpt.hearings import AveragedBeams, Hearings, averaged, for_each_hearing, hearings_of
+from speechgpt.hearings import Hearings, hearings_of
 from speechgpt.llama_decoder import LlamaDecoder
 from speechgpt.prompts import Asked, History, PromptFormat, Turn
 
@@ -201,11 +202,11 @@ class Generator:
         choose = self._chooser()
         states = [machine.start] * (len(prompts) // hearings)
         first = 0.0
-        with self.engine.run(prompts, limit) as run:
+        speech_starts = self.vocabulary.single("<sosp>")
+        with run_of_hearings(self.engine, prompts, hearings, limit, speech_starts) as run:
             for count in range(limit):
-                scores = averaged(run.logits(), hearings)  # B V
-                chosen = choose(machine.filter(states, limit - count, scores))  # B
-                tokens = run.take(for_each_hearing(chosen, hearings), count + 1 < limit)[::hearings]
+                scores = machine.filter(states, limit - count, run.logits())  # B V
+                tokens = run.take(choose(scores), count + 1 < limit)
                 first = first or time.perf_counter() - started
                 tokens = [
                     self.vocabulary.pad_id if machine.finished(s) else t
@@ -230,12 +231,13 @@ class Generator:
         if d.sample and hearings > 1:
             raise ValueError(f"{hearings} hearings with sampling by beams: each would draw its own tokens")
         grammar = TurnGrammar(self.vocabulary, kind, length, limit, **asdict(d.limits))
+        averaging = AveragedBeams(hearings, beams, length, self.vocabulary.single("<sosp>"))
         if d.sample:
             torch.manual_seed(d.seed)
         sampling = {"temperature": d.temperature, "top_k": d.top_k, "top_p": d.top_p} if d.sample else {}
         found = self._searched.generate(
             inputs, attention_mask=attention, max_new_tokens=limit, num_beams=beams,
-            do_sample=d.sample, logits_processor=[AveragedBeams(hearings, beams), grammar],
+            do_sample=d.sample, logits_processor=[averaging, grammar],
             eos_token_id=self.vocabulary.eos_id, pad_token_id=self.vocabulary.pad_id, **sampling,
         )[::hearings, length:].tolist()  # fmt: skip
         total = time.perf_counter() - started

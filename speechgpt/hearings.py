@@ -1,7 +1,7 @@
 """A recording heard several times, at other speeds: what one hearing mistakes, the others often do not.
 
-The language model reads each hearing's units by itself, and its log-probabilities of the next token are
-averaged over them.
+The language model reads each hearing's units by itself, and what it thinks of the next token is averaged
+(speechgpt.averaged_scores).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,6 @@ import numpy as np
 from speechgpt.data.audio import RECEPTIVE_FIELD, resample
 
 if TYPE_CHECKING:
-    import torch
-
     from speechgpt.prompts import Asked, Question
     from speechgpt.units.unit_encoder import UnitEncoder
 
@@ -66,34 +64,3 @@ def at_speeds(waveform: np.ndarray, rate: int, times: int) -> list[np.ndarray]:
         # The shortest recordings would have no frame when they are said faster.
         copies.append(np.pad(faster, (0, max(0, RECEPTIVE_FIELD - len(faster)))))
     return copies
-
-
-def averaged(scores: "torch.Tensor", hearings: int, beams: int = 1) -> "torch.Tensor":
-    """Scores (B hearings beams, V) -> (B beams, V), the mean of the hearings' log-probabilities; those of a
-    single hearing stay as they are."""
-    if hearings == 1:
-        return scores
-    return scores.log_softmax(-1).unflatten(0, (-1, hearings, beams)).mean(1).flatten(0, 1)
-
-
-def for_each_hearing(tokens: "torch.Tensor", hearings: int) -> "torch.Tensor":
-    """One token (B,) of each question -> (B hearings,)."""
-    return tokens[:, None].expand(-1, hearings).flatten()
-
-
-class AveragedBeams:
-    """A logits processor for transformers' beam search, to stand before the grammar.
-
-    Rows are a question's hearings, side by side, each with its beams. They begin alike and see the same
-    scores, so that they take the same tokens and their beams stay alike: any of them is the answer.
-    """
-
-    def __init__(self, hearings: int, beams: int):
-        self.hearings, self.beams = hearings, beams
-
-    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-        """Scores (B hearings beams, V) -> the same shape."""
-        if self.hearings == 1:
-            return scores
-        mean = averaged(scores, self.hearings, self.beams).unflatten(0, (-1, 1, self.beams))
-        return mean.expand(-1, self.hearings, -1, -1).flatten(0, 2)
