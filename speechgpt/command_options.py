@@ -33,6 +33,12 @@ def add_model(parser: argparse.ArgumentParser, seed: bool = True) -> None:
         parser.add_argument("--seed", type=int, default=0, help="for models that sample (default 0)")
 
 
+def add_hearings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hearings", type=int, metavar="N",
+                        help="hear a recording N times, at other speeds: fewer mistakes; each time costs its "
+                        "encoding, and a row in each step of the text (default: the model's)")  # fmt: skip
+
+
 PARTS = {
     "lora": "adapter folder or hub name, merged into the language model",
     "encoder": "encoder, instead of the model's or where it has none",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from speechgpt.cli import OK
 from speechgpt.command_options import (
+    add_hearings,
     add_json,
     add_model,
     add_parts,
@@ -44,7 +45,7 @@ def talk(argv: list[str]) -> int:
         raise ValueError("--no-speech leaves nothing to play: --stream and --play go without it")
     from speechgpt.model_dir import find_model
 
-    model_dir, model = find_model(args.model, **given_parts(args)), None
+    model_dir, model = find_model(args.model, **given_parts(args)).hearing(args.hearings), None
     typed = args.text is not None
     questions = ["--text"] if typed else args.files
     wavs = answer_names(["text"] if typed else args.files, args.out_dir)
@@ -152,6 +153,7 @@ def _talk_parser() -> argparse.ArgumentParser:
         "the text then goes to standard error",
     )
     add_playing(parser)
+    add_hearings(parser)
     add_json(parser)
     add_model(parser)
     add_parts(parser)
@@ -205,13 +207,14 @@ def transcribe(argv: list[str]) -> int:
     """Prints `path: text` a line (the text alone for a single file), or with --json one object."""
     parser = command_parser("transcribe", "Writes down what recordings say.")
     parser.add_argument("files", nargs="+", metavar="FILE")
+    add_hearings(parser)
     add_json(parser)
     add_model(parser)
     add_parts(parser)
     args = parser.parse_args(argv)
     from speechgpt.model_dir import find_model
 
-    model_dir, model = find_model(args.model, **given_parts(args)), None
+    model_dir, model = find_model(args.model, **given_parts(args)).hearing(args.hearings), None
     faults = Faults("transcribe")
     for path in args.files:
         waveform = faults.attempt(path, _read_question, path, model_dir)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 
 from speechgpt.blocks import Limits
+from speechgpt.hearings import SPEEDS
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Decoding:
     top_p: float = 1.0
     beams: int = 1  # more than one: beam search, no streaming
     asr_beams: int = 0  # of transcriptions alone, which nobody waits for word by word; 0: as `beams`
+    hearings: int = 1  # of a spoken question, each at a speed of its own: speechgpt.hearings
     seed: int = 0
     max_new_tokens: int = 1024
     max_units: int = Limits.max_units
@@ -31,6 +33,15 @@ class Decoding:
                 f"decoding: temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}, "
                 f"beams {self.beams}, asr_beams {self.asr_beams}; expected more than 0, 0 to 1, 0 or more, "
                 "1 or more, 0 or more"
+            )
+        if self.hearings not in range(1, len(SPEEDS) + 1):
+            raise ValueError(
+                f"decoding: hearings {self.hearings}; expected 1 to {len(SPEEDS)}, each has its own speed"
+            )
+        if self.hearings > 1 and self.sample and max(self.beams, self.asr_beams) > 1:
+            raise ValueError(
+                f"decoding: sample with beams {self.beams}, asr_beams {self.asr_beams} and hearings "
+                f"{self.hearings}: each hearing would draw its own tokens; leave one of the three out"
             )
 
     def beams_for(self, kind: str) -> int:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from speechgpt.command_options import add_hearings
 from speechgpt.data.draws import draw_some
 from speechgpt.data.files import read_json, write_json, write_text
 from speechgpt.data.qa_file import read_questions
@@ -58,7 +59,7 @@ class EvalConfig:
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     config = EvalConfig.load(args.config) if args.config else EvalConfig()
-    model_dir = find_model(args.model)
+    model_dir = find_model(args.model).hearing(args.hearings)
     stages = dict(_named(s) for s in args.stage)
     every = [(row, row.audio(path)) for path in args.manifest for row in read_manifest(path)]
     rows = _recordings(every, config, model_dir.config.max_question_seconds)
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> int:
         "title": f"{model_dir.config.name}: evaluation",
         "facts": {
             "model": model_dir.config.name,
+            "hearings": model.generator.decoding.hearings,
             "judge": judge.name,
             "split": config.split,
             "figures on": config.figures_split,
@@ -115,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--config", type=Path, help="eval.yaml")
     add("--model", default="mini", metavar="mini|DIR", help="default: mini")
+    add_hearings(parser)
     add(
         "--manifest", type=Path, nargs="*", default=[], help="recordings with texts, for hearing and speaking"
     )

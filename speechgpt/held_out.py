@@ -15,9 +15,10 @@ from speechgpt.data.qa_file import QuestionAnswer
 from speechgpt.data.questions import DIGIT_CORPORA
 from speechgpt.data.rows import Utterance
 from speechgpt.data.text_normal import normalise
+from speechgpt.hearings import Hearings, heard
 from speechgpt.judge import Judge, Pocketsphinx
 from speechgpt.measures import Measure
-from speechgpt.pipeline import SpeechGPT, deduplicated
+from speechgpt.pipeline import SpeechGPT
 from speechgpt.right_answers import order_slots
 from speechgpt.scores import samples, section
 
@@ -137,9 +138,10 @@ def waveforms_of(rows: Sequence[tuple[Utterance, Path]]) -> list[np.ndarray]:
     return [read_audio(path, SAMPLE_RATE) for _, path in rows]
 
 
-def encode_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[list[int]]:
-    """Deduplicated units (U) of each, as the language model takes them."""
-    return [deduplicated(frames) for frames in model.encoder.encode(waveforms, BATCH_SECONDS)]
+def encode_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[list[int] | Hearings]:
+    """Deduplicated units (U) of each, or its hearings, as the language model takes them."""
+    times = model.generator.decoding.hearings
+    return [asked for _, asked in heard(model.encoder, waveforms, times, BATCH_SECONDS)]
 
 
 def transcribe_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[str]:

@@ -11,7 +11,7 @@ Looking a model up and refusing a wrong one needs neither torch nor transformers
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,12 @@ class ModelDir:
     @property
     def vocoder(self) -> Path:
         return self.given.get("vocoder", self.path / "vocoder")
+
+    def hearing(self, times: int | None) -> "ModelDir":
+        """The same model, which hears spoken questions so many times; None: as often as it says itself."""
+        if times is None:
+            return self
+        return replace(self, config=replace(self.config, decoding=self.config.decoding | {"hearings": times}))
 
     def check(self, *parts: str) -> None:
         """Raises ValueError that names the options when the language model came without these parts."""

@@ -16,8 +16,9 @@ from speechgpt.answers import Turn
 from speechgpt.data.audio import check_waveform, read_audio
 from speechgpt.data.text_normal import normalise
 from speechgpt.events import AnswerText, Event, HeardText, Reply, Sound, TurnClock
+from speechgpt.hearings import heard, hearings_of
 from speechgpt.model_dir import ModelDir, find_model
-from speechgpt.prompts import History, Question
+from speechgpt.prompts import Asked, History
 from speechgpt.units.devices import choose_device
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ class SpeechGPT:
             self.encoder.encode([0.1 * np.sin(np.arange(8_000, dtype=np.float32))])
         if "generator" in loaded:
             prompt = self.generator.format.prompt_turn("hello")
-            for _ in zip(range(2), self.generator.steps([prompt], "text-text"), strict=False):
-                pass
+            for hearings in sorted({1, self.generator.decoding.hearings}):
+                steps = self.generator.steps([prompt] * hearings, "text-text", hearings)
+                for _ in zip(range(2), steps, strict=False):
+                    pass
         if "synthesizer" in loaded:
             speaker = self._speaker(low_latency=False)
             for unit in range(min(8, self.synthesizer.vocoder.config.num_units)):
@@ -149,13 +152,13 @@ class SpeechGPT:
         seed: int | None,
     ) -> Iterator[Event]:
         frames, seconds_in = np.zeros(0, np.int64), 0.0
+        asked, sounds = text, []
         if waveform is None:
             yield HeardText(text)
         else:
             seconds_in = len(waveform) / self.encoder.encoder.sample_rate
-            frames = self.encoder.encode([waveform])[0]  # N
+            frames, asked = self._heard(waveform)
             clock.mark("encode")
-        asked, sounds = text if waveform is None else deduplicated(frames), []
         earlier = [] if self.model_dir.config.single_turns else [r.turn for r in history]
         parts = self._parts(asked, "speech" if speaker else "text", earlier, seed)
         began = clock.now()
@@ -182,12 +185,10 @@ class SpeechGPT:
             timings=clock.timings(),
             stalls=clock.stalls,
             question_frames=frames,
-            turn=(asked, turn),
+            turn=(hearings_of(asked)[0], turn),  # later prompts read it once
         )
 
-    def _parts(
-        self, asked: Question, out: str, history: History, seed: int | None
-    ) -> Iterator["Part | Turn"]:
+    def _parts(self, asked: Asked, out: str, history: History, seed: int | None) -> Iterator["Part | Turn"]:
         """The answer's parts as they come, and last the whole turn."""
         from speechgpt.generate import Part
 
@@ -208,8 +209,12 @@ class SpeechGPT:
 
     def transcribe(self, question: Recording, seed: int | None = None) -> str:
         """What a recording says."""
-        frames = self.encoder.encode([self._waveform(question)])[0]  # N
-        return self._seeded(seed).transcribe(deduplicated(frames))
+        _, asked = self._heard(self._waveform(question))
+        return self._seeded(seed).transcribe(asked)
+
+    def _heard(self, waveform: np.ndarray) -> "tuple[np.ndarray, Asked]":
+        """Frames (N,) int64 of the recording as it is, and what the language model is asked with."""
+        return heard(self.encoder, [waveform], self.generator.decoding.hearings)[0]
 
     def speak(self, text: str, seed: int | None = None) -> np.ndarray:
         """(T,) float32 at `sample_rate`: the text, said."""

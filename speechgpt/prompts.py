@@ -22,12 +22,14 @@ from speechgpt.answers import Turn, parse_native, parse_upstream
 from speechgpt.data.dialogue_rows import ChainRow, InstructRow
 from speechgpt.data.published import INPUT
 from speechgpt.data.unit_text import units_to_text
+from speechgpt.hearings import Hearings
 from speechgpt.vocabulary import Vocabulary
 
 Question = str | Sequence[int]  # text, or units
+Asked = Question | Hearings  # what a turn may begin with; each hearing has a prompt of its own
 History = Sequence[tuple[Question, Turn]]  # earlier questions with their answers, oldest first
 
-__all__ = ["History", "PromptFormat", "Question", "Rendered", "Turn"]
+__all__ = ["Asked", "History", "PromptFormat", "Question", "Rendered", "Turn"]
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,22 @@ def test_transcribe(run, recordings):
     assert out == [f"{row['path']}: {one_row(row['text'])}" for row in rows[:2]]
 
 
+def test_recordings_are_heard_as_often_as_asked(run, recordings, tmp_path, monkeypatch):
+    from speechgpt.units.unit_encoder import UnitEncoder
+
+    heard, encode = [], UnitEncoder.encode
+    monkeypatch.setattr(
+        UnitEncoder, "encode", lambda self, all, *rest: heard.append(len(all)) or encode(self, all, *rest)
+    )
+    assert run("transcribe", recordings[0])[0] == 0
+    assert run("transcribe", *recordings, "--hearings", 3)[0] == 0
+    assert run("talk", recordings[0], "--hearings", 2, "--out-dir", tmp_path / "out")[0] == 0
+    assert heard == [1, 3, 3, 3, 2]
+    for command in ("talk", "transcribe"):
+        code, out, err = run(command, recordings[0], "--hearings", 9)
+        assert code == 2 and out == [] and len(err) == 1 and "hearings 9; expected 1 to 5" in err[0]
+
+
 def test_speak(run, tmp_path):
     wav = tmp_path / "new folder" / "said.wav"
     code, out, err = run("speak", "no less moss", "--out", wav)

@@ -76,6 +76,25 @@ def test_eval_writes_both_reports(corpus, tiny_model, tiny_parts, tmp_path, caps
     assert all(title in page for title in titles) and "<script" not in page and "http" not in page
 
 
+def test_eval_hears_recordings_as_often_as_asked(corpus, tiny_model, tmp_path, monkeypatch):
+    from speechgpt.generate import Generator
+
+    asked, answer_all = set(), Generator._answer_all
+    monkeypatch.setattr(
+        Generator, "_answer_all", lambda self, all, size: (
+            asked.update((kind, len(prompts)) for kind, prompts in all) or answer_all(self, all, size)
+        ),
+    )  # fmt: skip
+    given = ["--model", tiny_model, "--manifest", corpus / "manifest.jsonl", "--hearings", 3]
+    settings = tmp_path / "eval.yaml"
+    settings.write_text("judge: self\nasr_rows: 2\ntts_rows: 0\nresynthesis_rows: 0\nfigures: {sentences: }\n"
+                        "figures_split: dev\n")  # fmt: skip
+    assert main(["eval", *map(str, given), "--config", str(settings), "--out", str(tmp_path / "eval")]) == 0
+    report = json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert report["facts"]["hearings"] == 3 and asked == {("asr", 3)}
+    assert [section["title"] for section in report["sections"]] == ["Sentences", "Hearing"]
+
+
 def test_eval_says_what_is_missing(corpus, tiny_model, tmp_path, capsys):
     call = ["eval", "--model", str(tiny_model), "--out", str(tmp_path / "eval")]
     assert main([*call, "--config", str(corpus / "eval.yaml")]) == 2

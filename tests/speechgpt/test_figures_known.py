@@ -57,6 +57,7 @@ class FakeModel:
         config = SimpleNamespace(max_question_seconds=9.0, duration_scale=1.25, plain_text=True)
         self.turns, self.model_dir = turns, SimpleNamespace(config=config)
         self.encoder = self.generator = self.synthesizer = self
+        self.decoding = SimpleNamespace(hearings=1)
 
     def encode(self, waveforms, seconds):
         return [np.array([number_of(w)] * 2) for w in waveforms]
