@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from speechgpt import SpeechGPT
-from speechgpt.averaged_scores import AveragedBeams
+from speechgpt.averaged_scores import AveragedBeams, run_of_hearings
 from speechgpt.data.audio import RECEPTIVE_FIELD
 from speechgpt.decoding import Decoding
 from speechgpt.events import Reply
@@ -231,6 +231,24 @@ def test_the_first_hearing_says_the_units_alone(generator, monkeypatch):
     assert len(turn.units) and generator.timings.reused_tokens == 0
     generator.turn(OTHERS, "text")
     assert len(rows) == 3
+
+
+def test_questions_that_begin_to_speak_at_different_steps(generator):
+    v = generator.vocabulary
+    speaks, unit, text = v.single("<sosp>"), v.units_to_ids([3])[0], v.encode_text("on")[0]
+    forced = zip([text, text, text, speaks, unit, unit], [text, speaks, unit, unit, unit, text], strict=True)
+    questions = [Hearings(OTHERS.units[:2]), Hearings(([3, 1], [2, 9, 4]))]
+    prompts = [prompts_of(generator, "speech-speech", question) for question in questions]
+    said: list[list[int]] = [[], []]
+    with torch.inference_mode(), run_of_hearings(generator.engine, sum(prompts, []), 2, 40, speaks) as run:
+        for tokens in forced:
+            found = run.logits().log_softmax(-1)  # means of log-probabilities are none themselves
+            for question in range(2):
+                wanted = mean_scores(generator, prompts[question], said[question]).log_softmax(-1)
+                assert torch.allclose(found[question], wanted, atol=1e-4)
+            assert run.take(torch.tensor(tokens), True) == list(tokens)
+            for ids, token in zip(said, tokens, strict=True):
+                ids.append(token)
 
 
 def test_captured_steps_average_too(native):
