@@ -279,8 +279,8 @@ $(UNITS): $(DATA)/manifest.jsonl $(CODEBOOK)
 ifneq ($(FOLDS),)
 $(foreach i,$(FOLD),$(C)/folds/heard-$i.jsonl $(C)/folds/unheard-$i.jsonl) &: $(C)/config/folds.yaml $(AS_HEARD) $(DATA)/manifest.jsonl
 	$(SPEECHGPT) folds --config $< --heard $(AS_HEARD) --manifest $(DATA)/manifest.jsonl --out $(C)/folds
-$(U)/folds/encoder-%/done.json: $(C)/config/fold-encoder.yaml $(REFINED)/done.json $(C)/folds/heard-%.jsonl
-	$(LAUNCH) pretrain --config $< --manifest $(C)/folds/heard-$*.jsonl --teacher $(REFINED) --teacher-codebook $(REFINED)/codebook.safetensors $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
+$(U)/folds/encoder-%/done.json: $(C)/config/fold-encoder.yaml $(CODEBOOK) $(C)/folds/heard-%.jsonl
+	$(LAUNCH) pretrain --config $< --manifest $(C)/folds/heard-$*.jsonl --teacher $E --teacher-codebook $(CODEBOOK) $(if $(TORCHRUN),,--device $(DEVICE)) --out $(@D)
 $(U)/folds/units-%.jsonl: $(C)/folds/unheard-%.jsonl $(U)/folds/encoder-%/done.json
 	$(SPEECHGPT) units --encoder $(U)/folds/encoder-$* --codebook $(U)/folds/encoder-$*/codebook.safetensors --manifest $< --device $(DEVICE) --out $@
 UNHEARD := $(FOLD:%=$(U)/folds/units-%.jsonl)

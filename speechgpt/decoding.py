@@ -20,6 +20,7 @@ class Decoding:
     beams: int = 1  # more than one: beam search, no streaming
     asr_beams: int = 0  # of transcriptions alone, which nobody waits for word by word; 0: as `beams`
     hearings: int = 1  # of a spoken question, each at a speed of its own: speechgpt.hearings
+    asr_hearings: int = 0  # of what is transcribed; 0: as `hearings`
     seed: int = 0
     max_new_tokens: int = 1024
     max_units: int = Limits.max_units
@@ -34,18 +35,23 @@ class Decoding:
                 f"beams {self.beams}, asr_beams {self.asr_beams}; expected more than 0, 0 to 1, 0 or more, "
                 "1 or more, 0 or more"
             )
-        if self.hearings not in range(1, len(SPEEDS) + 1):
-            raise ValueError(
-                f"decoding: hearings {self.hearings}; expected 1 to {len(SPEEDS)}, each has its own speed"
-            )
-        if self.hearings > 1 and self.sample and max(self.beams, self.asr_beams) > 1:
+        for name, least in (("hearings", 1), ("asr_hearings", 0)):
+            if (value := getattr(self, name)) not in range(least, len(SPEEDS) + 1):
+                raise ValueError(
+                    f"decoding: {name} {value}; expected {least} to {len(SPEEDS)}, each has its own speed"
+                )
+        hearings = max(self.hearings, self.asr_hearings)
+        if hearings > 1 and self.sample and max(self.beams, self.asr_beams) > 1:
             raise ValueError(
                 f"decoding: sample with beams {self.beams}, asr_beams {self.asr_beams} and hearings "
-                f"{self.hearings}: each hearing would draw its own tokens; leave one of the three out"
+                f"{hearings}: each hearing would draw its own tokens; leave one of the three out"
             )
 
     def beams_for(self, kind: str) -> int:
         return self.asr_beams if kind == "asr" and self.asr_beams else self.beams
+
+    def hearings_for(self, kind: str) -> int:
+        return self.asr_hearings if kind == "asr" and self.asr_hearings else self.hearings
 
     @property
     def limits(self) -> Limits:

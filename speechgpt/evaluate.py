@@ -92,7 +92,8 @@ def main(argv: list[str]) -> int:
         "title": f"{model_dir.config.name}: evaluation",
         "facts": {
             "model": model_dir.config.name,
-            "hearings": model.generator.decoding.hearings,
+            "hearings": model.generator.decoding.hearings_for("turn"),
+            "hearings of transcriptions": model.generator.decoding.hearings_for("asr"),
             "judge": judge.name,
             "split": config.split,
             "figures on": config.figures_split,

@@ -138,15 +138,17 @@ def waveforms_of(rows: Sequence[tuple[Utterance, Path]]) -> list[np.ndarray]:
     return [read_audio(path, SAMPLE_RATE) for _, path in rows]
 
 
-def encode_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[list[int] | Hearings]:
+def encode_all(
+    model: SpeechGPT, waveforms: Sequence[np.ndarray], kind: str = "speech-text"
+) -> list[list[int] | Hearings]:
     """Deduplicated units (U) of each, or its hearings, as the language model takes them."""
-    times = model.generator.decoding.hearings
+    times = model.generator.decoding.hearings_for(kind)
     return [asked for _, asked in heard(model.encoder, waveforms, times, BATCH_SECONDS)]
 
 
 def transcribe_all(model: SpeechGPT, waveforms: Sequence[np.ndarray]) -> list[str]:
     """As `model.transcribe` writes each down."""
-    return model.generator.transcribe_batch(encode_all(model, waveforms))
+    return model.generator.transcribe_batch(encode_all(model, waveforms, "asr"))
 
 
 def answer_all(model: SpeechGPT, waveforms: Sequence[np.ndarray], out: str = "text") -> list:

@@ -97,7 +97,8 @@ class ModelDir:
         """The same model, which hears spoken questions so many times; None: as often as it says itself."""
         if times is None:
             return self
-        return replace(self, config=replace(self.config, decoding=self.config.decoding | {"hearings": times}))
+        said = {"hearings": times, "asr_hearings": 0}
+        return replace(self, config=replace(self.config, decoding=self.config.decoding | said))
 
     def check(self, *parts: str) -> None:
         """Raises ValueError that names the options when the language model came without these parts."""

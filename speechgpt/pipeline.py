@@ -209,12 +209,12 @@ class SpeechGPT:
 
     def transcribe(self, question: Recording, seed: int | None = None) -> str:
         """What a recording says."""
-        _, asked = self._heard(self._waveform(question))
+        _, asked = self._heard(self._waveform(question), "asr")
         return self._seeded(seed).transcribe(asked)
 
-    def _heard(self, waveform: np.ndarray) -> "tuple[np.ndarray, Asked]":
+    def _heard(self, waveform: np.ndarray, kind: str = "speech-text") -> "tuple[np.ndarray, Asked]":
         """Frames (N,) int64 of the recording as it is, and what the language model is asked with."""
-        return heard(self.encoder, [waveform], self.generator.decoding.hearings)[0]
+        return heard(self.encoder, [waveform], self.generator.decoding.hearings_for(kind))[0]
 
     def speak(self, text: str, seed: int | None = None) -> np.ndarray:
         """(T,) float32 at `sample_rate`: the text, said."""

@@ -222,8 +222,8 @@ def test_the_language_model_of_mini_learns_from_units_of_what_their_encoder_has_
     for number, line in enumerate(trained):
         assert line == (
             f"speechgpt pretrain --config {corpus}/config/fold-encoder.yaml "
-            f"--manifest {corpus}/folds/heard-{number}.jsonl --teacher {rows}/refined "
-            f"--teacher-codebook {rows}/refined/codebook.safetensors --device auto "
+            f"--manifest {corpus}/folds/heard-{number}.jsonl --teacher {rows}/encoder "
+            f"--teacher-codebook {rows}/codebook.safetensors --device auto "
             f"--out {rows}/folds/encoder-{number}"
         )  # in one process, and from fresh weights
     assert len(trained) == 4

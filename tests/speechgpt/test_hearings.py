@@ -19,6 +19,7 @@ from speechgpt.events import Reply
 from speechgpt.generate import Generator
 from speechgpt.grammar import turn_machine
 from speechgpt.hearings import SPEEDS, Hearings, at_speeds, heard, hearings_of
+from speechgpt.model_dir import find_model
 from speechgpt.prompts import PromptFormat
 
 MINI = Path(__file__).parents[2] / "speechgpt" / "models" / "mini"
@@ -300,7 +301,7 @@ def copied(folder: Path, to: Path, **decoding) -> Path:
 
 
 def test_mini_hears_three_times(tmp_path):
-    mini = SpeechGPT.load(copied(MINI, tmp_path / "mini", hearings=3), device="cpu")
+    mini = SpeechGPT.load(copied(MINI, tmp_path / "mini", hearings=3, asr_hearings=0), device="cpu")
     calls = []
     encode = mini.encoder.encode
     mini.encoder.encode = lambda waveforms, *rest: calls.append(len(waveforms)) or encode(waveforms, *rest)
@@ -335,6 +336,27 @@ def test_a_model_of_beams_answers_and_warms_up(tiny_model, tmp_path, recording):
     ((_, asked),) = heard(model.encoder, [model._waveform(recording)], 2)
     assert model.reply(recording).turn[1] == model.generator.turn(asked)
     assert model.transcribe(recording) == model.generator.transcribe(asked)
+
+
+def test_transcriptions_may_be_heard_more_often_than_questions(tmp_path):
+    model = SpeechGPT.load(
+        copied(MINI, tmp_path / "mini", hearings=1, asr_hearings=3, asr_beams=1), device="cpu"
+    )
+    counts, generate = [], model.generator.generate_batch
+    model.generator.generate_batch = lambda prompts, kind, size=16, hearings=1: (
+        counts.append((kind, len(prompts), hearings)) or generate(prompts, kind, size, hearings)
+    )
+    turn = model.reply(MINI / "question.wav", speech=False)
+    text = model.transcribe(MINI / "question.wav")
+    assert counts == [("asr", 3, 3)] and text == turn.transcript
+    assert not isinstance(turn.turn[0], Hearings)
+    assert Decoding(hearings=2).hearings_for("asr") == Decoding(asr_hearings=2).hearings_for("asr") == 2
+    assert Decoding(asr_hearings=2).hearings_for("speech-text") == 1
+    # What a command asks for counts for both.
+    both = find_model(str(tmp_path / "mini")).hearing(2).config.decoding
+    assert Decoding.from_dict(both).hearings_for("asr") == 2 == Decoding.from_dict(both).hearings_for("tts")
+    with pytest.raises(ValueError, match="asr_hearings 6; expected 0 to 5"):
+        Decoding(asr_hearings=6)
 
 
 def test_a_model_directory_of_too_many_hearings_is_refused(tiny_model, tmp_path):
