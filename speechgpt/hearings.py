@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Times as fast as it was said; the first hearing is of the recording as it is, the others slower and faster
 # by turns. Measured on mini, four beams, with all five and with the first alone, words wrong of 42 sentences:
-# a diphone voice that it was not trained on 35.4 and 42.1 %, two that it was 13.7 and 15.3, 10.5 and 12.9 %, a
-# person 28.2 and 26.3 %; of 94 others of hers 26.7 and 29.0 %.
+# a diphone voice that it was not trained on 35.4 and 42.1 %, two that it was 13.7 and 15.3, 10.5 and 12.9 %,
+# a person 28.2 and 26.3 %; of 94 others of hers 26.7 and 29.0 %.
 SPEEDS = (1.0, 0.93, 1.07, 0.87, 1.13)
 
 
