@@ -12,6 +12,7 @@ from speechgpt.answers import Turn
 from speechgpt.data import coffee
 from speechgpt.data.measurement import NotMeasuredError
 from speechgpt.data.rows import Utterance
+from speechgpt.decoding import GREEDY
 from speechgpt.held_out import FigureSettings, HeldOut
 from speechgpt.judge import Pocketsphinx, SelfJudge
 
@@ -57,7 +58,7 @@ class FakeModel:
         config = SimpleNamespace(max_question_seconds=9.0, duration_scale=1.25, plain_text=True)
         self.turns, self.model_dir = turns, SimpleNamespace(config=config)
         self.encoder = self.generator = self.synthesizer = self
-        self.decoding = SimpleNamespace(hearings=1)
+        self.decoding = GREEDY
 
     def encode(self, waveforms, seconds):
         return [np.array([number_of(w)] * 2) for w in waveforms]
