@@ -11,6 +11,11 @@ PHONES = tuple(
 )
 
 
+def frame_centres(frames: int, hop: int, field: int, rate: int) -> np.ndarray:
+    """Where the centre of each frame lies, (N,) float64, in seconds."""
+    return (np.arange(frames) * hop + field / 2) / rate
+
+
 def phone_labels(phones: list, frames: int, hop: int, field: int, rate: int, states: int) -> np.ndarray:
     """[[phone, end in seconds], ...] to the state under each frame's centre (N,) int16; no phones: IGNORED.
 
@@ -23,7 +28,7 @@ def phone_labels(phones: list, frames: int, hop: int, field: int, rate: int, sta
         raise ValueError(f"unknown phone {', '.join(sorted(unknown))}; expected {' '.join(PHONES)} {SILENCE}")
     ends = np.array([end for _, end in phones], dtype=np.float64)
     starts = np.concatenate([[0.0], ends[:-1]])
-    centres = (np.arange(frames) * hop + field / 2) / rate  # N, seconds
+    centres = frame_centres(frames, hop, field, rate)  # N
     place = np.minimum(np.searchsorted(ends, centres, side="right"), len(ends) - 1)
     share = (centres - starts[place]) / np.maximum(ends[place] - starts[place], 1e-6)
     state = np.clip((share * states).astype(np.int64), 0, states - 1)

@@ -21,6 +21,7 @@ from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units, write_units
 from speechgpt.data.settings import load_settings
 from speechgpt.units.dedup import deduplicate, expand
+from speechgpt.units.phones import frame_centres
 from speechgpt.units.settings import text_hash
 
 CHUNK = 500  # sentences that a process takes at a time
@@ -76,7 +77,7 @@ class Donor:
 def donor(row: UnitRow, phones: list, hop: int) -> Donor:
     """A unit row with its phones, [[phone, end in seconds], ...]; frames as `phone_labels` gives them."""
     frames = expand(row.units, row.durations)
-    centres = (np.arange(len(frames)) * hop + RECEPTIVE_FIELD / 2) / SAMPLE_RATE  # N, seconds
+    centres = frame_centres(len(frames), hop, RECEPTIVE_FIELD, SAMPLE_RATE)  # N
     ends = np.searchsorted(centres, [end for _, end in phones])
     bounds = np.concatenate([[0], ends[:-1], [len(frames)]]).astype(np.int64)
     return Donor(tuple(phone for phone, _ in phones), bounds, frames)
@@ -148,7 +149,7 @@ def say_rows(
         for time in range(config.times):
             name = f"{row.id}.s{time}"
             corpus = pick_weighted(config.donors, config.seed, "donors", name)
-            rng = np.random.default_rng(int(text_hash(config.seed, "selection", name)[:16], 16))
+            rng = np.random.default_rng(int(text_hash(config.seed, "selection", name), 16))
             try:
                 frames = inventories[corpus].say([phone for phone, _ in row.phones], config, rng)
                 units, durations = deduplicate(frames)
