@@ -121,8 +121,8 @@ bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds besi
 
 # The encoder is trained by four processes, towards its codebook by one (refine.yaml) and in more voices by four
 # (voices.yaml), the encoders that leave a fold out by one each (folds.yaml), the vocoder by two, the language model by
-# one and in its last round by four. With one GPU the encoder takes four times the steps where four would train it, and
-# the vocoder hears half and the last round a quarter as much. MODEL_CARD.md says how the shipped weights came about.
+# one. With one GPU the encoder takes four times the steps where four would train it, and the vocoder hears half as
+# much. MODEL_CARD.md says how the shipped weights came about.
 BY_FOUR = $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",PRETRAIN_OPTIONS="--steps $1" TORCHRUN=)
 mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(call BY_FOUR,28000)
@@ -132,7 +132,7 @@ mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and
 	$(MAKE) --no-print-directory vocoder PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 2)"
 	$(MAKE) --no-print-directory instruct PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory llm PRESET=mini TORCHRUN=
-	$(MAKE) --no-print-directory stage3 PRESET=mini TORCHRUN="$(if $(filter 4,$(GPUS)),torchrun --nproc_per_node 4)"
+	$(MAKE) --no-print-directory stage3 PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory eval PRESET=mini TORCHRUN=
 
 toy: ## run the whole pipeline on the toy preset, on CPU, in minutes

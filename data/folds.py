@@ -37,7 +37,7 @@ class FoldsConfig:
     added: list = field(default_factory=list)
     shares: dict = field(default_factory=dict)  # corpus -> share of its unheard rows that are taken, not all
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         if self.folds < 2:
             raise ValueError(f"folds: {self.folds}, expected 2 or more")
         for corpus, key in self.by.items():
@@ -55,12 +55,7 @@ class FoldsConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> "FoldsConfig":
-        config = load_settings(cls, path)
-        try:
-            config.check()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return config
+        return load_settings(cls, path)
 
     def fold(self, row: Utterance) -> int | None:
         """The fold that leaves `row` out, 0 to `folds` - 1; None where no encoder does.

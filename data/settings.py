@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 def load_settings(kind: type[T], path: str | Path) -> T:
-    """`kind` is a dataclass; the file may hold any of its fields and nothing else."""
+    """`kind` is a dataclass; the file may hold any of its fields and nothing else.
+
+    Raises ValueError, which names the file, also for what `kind` itself refuses.
+    """
     given = read_yaml(path)
     known = {f.name: f for f in fields(kind)}
     if unknown := sorted(set(given) - set(known)):
@@ -21,7 +24,10 @@ def load_settings(kind: type[T], path: str | Path) -> T:
         raise ValueError(f"{path}: missing setting {', '.join(missing)}")
     for name, value in given.items():
         _check_type(name, value, known[name].type, path)
-    return kind(**given)
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def parse_with_settings(parser: argparse.ArgumentParser, kind: type, argv: list[str]) -> argparse.Namespace:

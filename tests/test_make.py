@@ -204,7 +204,7 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times_and_o
     (copies,) = {line for line in plan if "perturb-spoken.yaml --manifest" in line}
     assert "--manifest work/mini/all/spoken/manifest.jsonl --out work/mini/all/spoken/perturbed" in copies
     last_round = next(line for line in plan if "round.yaml --model work/mini/all/km256/llm" in line)
-    assert last_round.startswith("torchrun --nproc_per_node 4")
+    assert last_round.startswith("speechgpt train ")  # in one process, whose packs fill a GPU
     assert "--mix work/mini/all/km256/instruct.jsonl --out work/mini/all/km256/round" in last_round
     assert any("assemble" in line and "--llm work/mini/all/km256/round" in line for line in later)
     stage3 = next(line for line in plan if "stage3.yaml --model" in line)

@@ -54,11 +54,7 @@ class PerturbConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> "PerturbConfig":
-        try:
-            return load_settings(cls, path)
-        except ValueError as error:
-            known = str(error).startswith(str(path))
-            raise error if known else ValueError(f"{path}: {error}") from error
+        return load_settings(cls, path)
 
     def count(self, corpus: str) -> int:
         """Copies of each recording of a corpus."""

@@ -1,6 +1,7 @@
 """Unit selection: what is said holds the phones asked for, in frames of the recordings, and no others."""
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -237,6 +238,13 @@ def test_settings_that_cannot_be_are_refused(corpus, change, message):
     with pytest.raises(ValueError, match=message):
         main(arguments(corpus, "out.jsonl"))
     assert not (corpus / "out.jsonl").exists()
+
+
+def test_a_setting_that_is_refused_is_refused_by_the_name_of_its_file(corpus):
+    settings = json.loads((corpus / "config.yaml").read_text()) | {"hop": 0}
+    (corpus / "config.yaml").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=re.escape(f"{corpus / 'config.yaml'}: times is 1, hop 0")):
+        main(arguments(corpus, "out.jsonl"))
 
 
 def test_donors_of_one_corpus_are_not_mixed_with_anothers(corpus):
