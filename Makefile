@@ -15,7 +15,8 @@ SPLIT_OPTIONS ?= --unknown text# how it is split, e.g. --by librispeech=keep (sp
 QUALITY_OPTIONS ?=#   more to judge units by, e.g. --ctc, in minutes on a GPU (speechgpt unit-quality --help)
 QA ?=#                your questions and answers (JSON lines), for stage 3
 SPEECH ?=#            folder with a manifest.tsv of recordings (MODEL_CARD.md): mini trains on them, `make listen` plays them
-PROSE ?= data/text/prose /usr/share/wordnet# mini: folders of English prose (.txt): ours, books, WordNet's data.* (Debian: wordnet-base)
+BOOKS ?= books#       mini: folder with novels as plain .txt files (MODEL_CARD.md says which)
+PROSE ?= data/text/prose /usr/share/wordnet $(BOOKS)# English prose: ours, WordNet's data.* (Debian: wordnet-base), books
 TALKER ?= mini#       model that `make talk` and `make listen` ask: mini, or the folder that `make model` wrote
 ENCODER ?=#           HuBERT folder of your own, or hub name: nothing is pretrained
 LLAMA ?=#             LLaMA folder or hub name that is extended, instead of the one that llama.yaml names
@@ -54,10 +55,12 @@ REFINED := $(if $(VOICES),$(U)/refined,$E)
 FOLDS := $(if $(REFINE),$(wildcard $(CONFIG)/folds.yaml))
 FOLD := $(if $(FOLDS),$(shell seq 0 $$(($$(sed -n 's/^folds: *\([0-9]*\).*/\1/p' $(FOLDS)) - 1))))# 0 1 ...
 LM_UNITS := $(if $(FOLDS),$(U)/lm-units.jsonl,$(UNITS))
-# A preset may train all weights of the language model once more, on the rows of stages 2 and 3 together (round.yaml).
+# A preset may train all weights of the language model more, on the rows of stages 2 and 3 together (round.yaml): so many
+# rounds, each from the last and in an order of its own. The mean of what they end with is the model.
+ROUNDS := 1 2 3
 ROUND := $(wildcard $(CONFIG)/round.yaml)
 LLM := $(if $(ROUND),$(U)/round,$(U)/llm)
-LLM_MADE := $(if $(ROUND),$(U)/round/done.json,$(U)/llm/config.json)
+LLM_MADE := $(LLM)/config.json
 
 $(foreach v,PRESET CORPUS SPEECH QA ENCODER,$(if $(word 2,$($v)),\
   $(error $v=$($v): make cannot follow paths with spaces; give a link without them)))
@@ -286,8 +289,8 @@ $(U)/folds/units-%.jsonl: $(C)/folds/unheard-%.jsonl $(U)/folds/encoder-%/done.j
 UNHEARD := $(FOLD:%=$(U)/folds/units-%.jsonl)
 # What was synthesised, said again in units cut out of people's recordings.
 SELECTED := $(patsubst %,$(U)/selected.jsonl,$(wildcard $(CONFIG)/unit-selection.yaml))
-$(U)/selected.jsonl: $(C)/config/unit-selection.yaml $(UNHEARD) $(DATA)/manifest.jsonl
-	$(SPEECHGPT) unit-selection --config $< --donors $(UNHEARD) --manifest $(DATA)/manifest.jsonl --out $@
+$(U)/selected.jsonl: $(C)/config/unit-selection.yaml $(UNHEARD) $(UNITS) $(DATA)/manifest.jsonl
+	$(SPEECHGPT) unit-selection --config $< --donors $(UNHEARD) $(UNITS) --manifest $(DATA)/manifest.jsonl --out $@
 # The first file that has a row gives it.
 $(LM_UNITS): $(UNHEARD) $(UNITS) $(SELECTED)
 	$(SPEECHGPT) merge --first $^ --out $@
@@ -323,8 +326,15 @@ $(U)/stage3/done.json: $(C)/config/stage3.yaml $(U)/stage2/done.json $(U)/chain.
 	$(HIDE)$(LAUNCH) train --config $< --model $(U)/stage2 --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
 $(U)/llm/config.json: $(U)/stage3/done.json
 	$(SPEECHGPT) merge-lora --adapter $(U)/stage3 --base $(U)/stage2 --out $(@D)
-$(U)/round/done.json: $(C)/config/round.yaml $(U)/llm/config.json $(U)/chain.jsonl $(TYPED) $(U)/instruct.jsonl
-	$(HIDE)$(LAUNCH) train --config $< --model $(U)/llm --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
+$(U)/round-%.yaml: $(C)/config/round.yaml
+	@mkdir -p $(@D); sed 's/^seed:.*/seed: $*/' $< > $@
+$(U)/round-1/done.json: BEFORE = $(U)/llm
+$(foreach n,2 3,$(eval $(U)/round-$n/done.json: BEFORE = $(U)/round-$(word $n,0 1 2))\
+  $(eval $(U)/round-$n/done.json: $(U)/round-$(word $n,0 1 2)/done.json))
+$(ROUNDS:%=$(U)/round-%/done.json): $(U)/round-%/done.json: $(U)/round-%.yaml $(U)/llm/config.json $(U)/chain.jsonl $(TYPED) $(U)/instruct.jsonl
+	$(HIDE)$(LAUNCH) train --config $< --model $(BEFORE) --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
+$(U)/round/config.json: $(ROUNDS:%=$(U)/round-%/done.json)
+	$(SPEECHGPT) average $(ROUNDS:%=$(U)/round-%) --out $(@D)
 # A LLaMA that starts from fresh weights first sees text in stage 1.
 BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
 STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT))

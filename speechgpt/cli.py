@@ -68,6 +68,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "init-lm": ("speechgpt.model:main", "make or extend the LLaMA checkpoint"),
         "train": ("speechgpt.train:main", "run a training stage (1, 2 or 3)"),
         "merge-lora": ("speechgpt.model:merge_main", "merge an adapter into an ordinary checkpoint"),
+        "average": ("speechgpt.average:main", "a model with the mean weights of others"),
         "convert": ("speechgpt.convert:main", "published files (fairseq, joblib, LLaMA) to a folder of ours"),
         "fetch": ("speechgpt.data.hub:main", "a hub name's folder in the local cache, fetched if need be"),
         "assemble": ("speechgpt.assemble:main", "join encoder, codebook, LLaMA and vocoder into a model"),

@@ -222,7 +222,7 @@ def make_readable(folder: Path) -> None:
         entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     """A folder is only replaced if it holds nothing, or a model of ours."""
     if out.is_dir() and any(out.iterdir()) and not (out / "speechgpt_vocab.json").exists():
         raise ValueError(f"{out}: is not empty and holds no model of ours; give another --out")
@@ -263,7 +263,7 @@ def main(argv: list[str]) -> int:
         settings.base = "" if args.base == "none" else args.base
     if args.units < 1:
         raise ValueError(f"--units {args.units}: expected at least one unit")
-    _check_replaceable(args.out)
+    check_replaceable(args.out)
     vocabulary = Vocabulary.create(args.tokenizer, args.units, settings.profile)
     model = make_llama(settings, vocabulary).to(DTYPES[settings.dtype])
     save_llama(model, vocabulary, args.out)
@@ -290,7 +290,7 @@ def merge_main(argv: list[str]) -> int:
         raise FileNotFoundError(f"{config} is missing: expected an adapter, as `speechgpt train` writes it")
     if not (args.base / "config.json").is_file():
         raise FileNotFoundError(f"{args.base}/config.json is missing: {args.base} is no model folder")
-    _check_replaceable(args.out)
+    check_replaceable(args.out)
     model, vocabulary = load_trained(args.base, lora=adapter)
     described = read_json(args.base / "config.json")
     stored = described.get("dtype") or described.get("torch_dtype") or "float32"

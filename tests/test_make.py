@@ -163,7 +163,10 @@ def test_prose_reaches_the_texts_the_tokenizer_and_stage_1(house):
     reading = [line for line in plan if "work/mini/read/texts/text.jsonl" in line]
     assert [line.split()[1] for line in reading] == ["tokenizer", "train"] and "stage1.yaml" in reading[1]
     plan = planned(house, "data", *where)
-    assert [line for line in plan if "--prose data/text/prose" in line and "text.jsonl" not in line]
+    usual = "--prose data/text/prose /usr/share/wordnet books --out"
+    assert [line for line in plan if usual in line and "text.jsonl" not in line]
+    novels = planned(house, "data", *where, "BOOKS=novels")
+    assert [line for line in novels if "/usr/share/wordnet novels --out" in line]
 
 
 def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times_and_once_a_fold(house):
@@ -203,10 +206,21 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times_and_o
     assert f"--init {second}" in slow and f"--steps {4 * recipe['steps']} " in slow
     (copies,) = {line for line in plan if "perturb-spoken.yaml --manifest" in line}
     assert "--manifest work/mini/all/spoken/manifest.jsonl --out work/mini/all/spoken/perturbed" in copies
-    last_round = next(line for line in plan if "round.yaml --model work/mini/all/km256/llm" in line)
-    assert last_round.startswith("speechgpt train ")  # in one process, whose packs fill a GPU
-    assert "--mix work/mini/all/km256/instruct.jsonl --out work/mini/all/km256/round" in last_round
-    assert any("assemble" in line and "--llm work/mini/all/km256/round" in line for line in later)
+    rows = "work/mini/all/km256"
+    rounds = list(dict.fromkeys(line for line in plan if f"train --config {rows}/round-" in line))
+    for number, (line, before) in enumerate(zip(rounds, ("llm", "round-1", "round-2"), strict=True), 1):
+        # In one process, whose packs fill a GPU.
+        assert line.startswith(
+            f"speechgpt train --config {rows}/round-{number}.yaml --model {rows}/{before} "
+        )
+        assert line.endswith(f"--mix {rows}/instruct.jsonl --out {rows}/round-{number}")
+        assert (
+            f"mkdir -p {rows}; sed 's/^seed:.*/seed: {number}/' work/mini/all/config/round.yaml > {rows}/round-{number}.yaml"
+            in plan
+        )
+    three = " ".join(f"{rows}/round-{number}" for number in (1, 2, 3))
+    assert f"speechgpt average {three} --out {rows}/round" in plan
+    assert any("assemble" in line and f"--llm {rows}/round " in line for line in later)
     stage3 = next(line for line in plan if "stage3.yaml --model" in line)
     assert "km256/chain.jsonl work/mini/all/km256/chain-typed.jsonl --mix" in stage3
 
@@ -243,7 +257,7 @@ def test_the_language_model_of_mini_learns_from_units_of_what_their_encoder_has_
     parts = f"{unheard} {rows}/units.jsonl {rows}/selected.jsonl"
     assert joined == f"speechgpt merge --first {parts} --out {rows}/lm-units.jsonl"
     (selection,) = [line for line in plan if line.startswith("speechgpt unit-selection")]
-    assert f"--donors {unheard} --manifest {corpus}/data/manifest.jsonl " in selection
+    assert f"--donors {unheard} {rows}/units.jsonl --manifest {corpus}/data/manifest.jsonl " in selection
     (chain,) = [line for line in planned(house, f"{rows}/chain.jsonl", *mini) if "config/chain.yaml" in line][
         -1:
     ]

@@ -40,7 +40,9 @@ class SelectionConfig:
     donors_exclude: list = field(default_factory=list)  # patterns of CORPUS/ID
     shortest: int = 2  # phones of a run, where there are such: drawn anew for each
     longest: int = 6
-    times: int = 1  # that each row is said
+    times: dict = field(
+        default_factory=lambda: {"*": 1}
+    )  # corpus: how often each row is said; "*": all others
     hop: int = 320  # samples from a unit to the next; HuBERT's
     seed: int = 0
 
@@ -52,8 +54,13 @@ class SelectionConfig:
         shares = self.donors.values()
         if not all(type(v) in (int, float) and 0 <= v < float("inf") for v in shares) or not any(shares):
             raise ValueError(f"donors is {self.donors!r}; expected a share for each corpus")
-        if self.times < 1 or self.hop < 1:
-            raise ValueError(f"times is {self.times}, hop {self.hop}; expected 1 or more")
+        if self.hop < 1 or not all(type(n) is int and n >= 0 for n in self.times.values()):
+            raise ValueError(
+                f"times is {self.times}, hop {self.hop}; expected whole numbers, a hop of 1 or more"
+            )
+
+    def times_said(self, corpus: str) -> int:
+        return self.times.get(corpus, self.times.get("*", 0))
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ def say_rows(
     """The unit rows `ID.s0`, `ID.s1` ... of each row, and (id, reason) of those that cannot be said."""
     said, left = [], []
     for row in rows:
-        for time in range(config.times):
+        for time in range(config.times_said(row.corpus)):
             name = f"{row.id}.s{time}"
             corpus = pick_weighted(config.donors, config.seed, "donors", name)
             rng = np.random.default_rng(int(text_hash(config.seed, "selection", name), 16))

@@ -142,13 +142,24 @@ def test_what_is_said_does_not_depend_on_the_other_rows():
         Utterance(f"s{i}", "x.wav", 1.0, "slt", "said", "a", phones=phones_of(NAMES, [2] * 8))
         for i in range(6)
     ]
-    config = SelectionConfig({"people": 1}, ["*"], times=2)
+    config = SelectionConfig({"people": 1}, ["*"], times={"*": 2})
     said = {r.id: r.units for r in say_rows(rows, stock, config)[0]}
     again = {r.id: r.units for r in say_rows(rows[::-2], stock, config)[0]}
     assert len(said) == 12 and len({tuple(u) for u in said.values()}) > 6
     assert again == {name: said[name] for name in again} and len(again) == 6
-    other = SelectionConfig({"people": 1}, ["*"], times=2, seed=1)
+    other = SelectionConfig({"people": 1}, ["*"], times={"*": 2}, seed=1)
     assert {r.id: r.units for r in say_rows(rows, stock, other)[0]} != said
+
+
+def test_a_corpus_is_said_as_often_as_it_is_named_or_as_the_others():
+    stock = {"people": inventory(recording(1, NAMES, [2] * 8))}
+    rows = [
+        Utterance(f"{corpus}1", "x.wav", 1.0, "slt", corpus, "a", phones=phones_of(NAMES, [2] * 8))
+        for corpus in ("prose", "orders", "answers")
+    ]
+    config = SelectionConfig({"people": 1}, ["*"], times={"prose": 3, "*": 1, "answers": 0})
+    said = [row.id for row in say_rows(rows, stock, config)[0]]
+    assert said == ["prose1.s0", "prose1.s1", "prose1.s2", "orders1.s0"]
 
 
 @pytest.fixture
@@ -206,7 +217,7 @@ def test_the_command_says_training_rows_of_the_named_speakers_in_training_record
 
 def test_any_number_of_processes_says_the_same(corpus, monkeypatch):
     monkeypatch.setattr("speechgpt.units.unit_selection.CHUNK", 3)
-    settings = json.loads((corpus / "config.yaml").read_text()) | {"times": 3, "speakers": ["*"]}
+    settings = json.loads((corpus / "config.yaml").read_text()) | {"times": {"said": 3}, "speakers": ["*"]}
     (corpus / "config.yaml").write_text(json.dumps(settings))
     with open(corpus / "manifest.jsonl", "a") as file:
         for n in range(10):
@@ -228,7 +239,8 @@ def test_any_number_of_processes_says_the_same(corpus, monkeypatch):
         ({"donors": {"people": -1}}, "expected a share for each corpus"),
         ({"donors": {"nobody": 1}}, "no train rows of nobody with phones"),
         ({"shortest": 3, "longest": 2}, "expected 1 <= shortest <= longest"),
-        ({"times": 0}, "expected 1 or more"),
+        ({"times": {"said": 1.5}}, "expected whole numbers"),
+        ({"hop": 0}, "a hop of 1 or more"),
         ({"said": ["unsaid/*"]}, "no train row with phones is to be said again"),
     ],
 )
@@ -243,7 +255,7 @@ def test_settings_that_cannot_be_are_refused(corpus, change, message):
 def test_a_setting_that_is_refused_is_refused_by_the_name_of_its_file(corpus):
     settings = json.loads((corpus / "config.yaml").read_text()) | {"hop": 0}
     (corpus / "config.yaml").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=re.escape(f"{corpus / 'config.yaml'}: times is 1, hop 0")):
+    with pytest.raises(ValueError, match=re.escape(f"{corpus / 'config.yaml'}: times is")):
         main(arguments(corpus, "out.jsonl"))
 
 
