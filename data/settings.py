@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from speechgpt.data.files import one_line, read_yaml
 
+EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")  # what YAML takes for text
 LONGEST_FOUND = 200  # characters of a wrong value in a message
 
 T = TypeVar("T")
@@ -133,12 +135,14 @@ def _convert_tuple(kinds: tuple, value: list | tuple, where: str, faults: list[s
 
 
 def _as_float(value: Any) -> float | None:
-    """None where it is no number; `nan` and `inf` are text in YAML, which has `.nan` and `.inf`."""
+    """None where it is no number. Of text only 5e-4 and its like is one: quotes are there for a reason."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and not EXPONENT.fullmatch(value):
         return None
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:
         return None
     return number if isinstance(value, float) or math.isfinite(number) else None
 

@@ -66,6 +66,8 @@ def refusal(tmp_path, text: str, kind: type = Whole) -> str:
     [
         ("rate: 5e-4", 5e-4),  # YAML reads text
         ("rate: -1E+2", -100.0),
+        ("rate: 1.5e3", 1500.0),
+        ("rate: .5e1", 5.0),
         ("rate: 3", 3.0),
         ("rate: .inf", float("inf")),
         ("rates: [1, 0.5, 1e-3]", [1.0, 0.5, 1e-3]),
@@ -120,6 +122,8 @@ PART = "a mapping of gain, low, high"
         ("flag: 'yes'", "flag: expected bool, found 'yes'"),
         ("rate: fast", "rate: expected float, found 'fast'"),
         ("rate: nan", "rate: expected float, found 'nan'"),
+        ("rate: '0.5'", "rate: expected float, found '0.5'"),
+        ("rate: 1e999", "rate: expected float, found '1e999'"),
         ("rate: false", "rate: expected float, found False"),
         ("rate: null", "rate: expected float, found None"),
         ("rates: 1e-3", "rates: expected a list of float, found '1e-3'"),
