@@ -159,10 +159,14 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
 
 
 def read_yaml(path: str | Path) -> dict:
+    text = read_text(path)
     try:
-        value = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        value = yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError(f"{path}: YAML nested too deep to be read") from error
+    except (yaml.YAMLError, ValueError) as error:  # also a 30th of February, or a number of 5,000 digits
+        raise ValueError(f"{path}: not valid YAML ({one_line(' '.join(str(error).split()))})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, found {type(value).__name__}")
+        found = "nothing" if value is None else type(value).__name__
+        raise ValueError(f"{path}: expected a mapping of settings, found {found}")
     return value

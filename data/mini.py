@@ -64,9 +64,9 @@ class MiniConfig:
     unknown_sentences: int  # sentences of the templates, as what cannot be answered
     held_out_questions: int  # of digits, sums, repeats and unknown each, for dev, and as many for test
     # voices: {"selection as for --voices": share}
-    voices_train: dict
-    voices_dev: dict
-    voices_test: dict
+    voices_train: dict[str, float]
+    voices_dev: dict[str, float]
+    voices_test: dict[str, float]
     answer_voice: str
     answer_voice_share: float  # of the training sentences, so that it says more than the answers
     smalltalk_family: int = 0  # wordings more of each row of small talk, from others of its family
@@ -76,17 +76,13 @@ class MiniConfig:
     rare_word_sayings: int = 0  # as often, at least, is each word of the prose said: lists of words see to it
     rare_word_times: int = 3  # as often must the prose (with WordNet's definitions) say a word to be one
 
+    def __post_init__(self) -> None:
+        for selection in (*self.voices_train, *self.voices_dev, *self.voices_test, self.answer_voice):
+            resolve(selection)
+
     @classmethod
     def load(cls, path: str | Path) -> "MiniConfig":
-        config = load_settings(cls, path)
-        try:
-            for name in ("voices_train", "voices_dev", "voices_test"):
-                for selection in getattr(config, name):
-                    resolve(selection)
-            resolve(config.answer_voice)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return config
+        return load_settings(cls, path)
 
 
 class Casting:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from speechgpt.data.hashes import text_hash
 from speechgpt.originals import (
     CODEBOOK,
     CONVERTER,
@@ -74,7 +75,6 @@ def ready_vocoder(path: Path, config: Path | None = None) -> Path:
 def _cached(path: Path, key: list, make: Callable[[Path], None]) -> Path:
     """The folder of this key, made if need be; two processes that make it at once get the same one."""
     from speechgpt.model import make_readable
-    from speechgpt.units.settings import text_hash
 
     folder = cache_folder() / "converted" / f"{key[0]}-{text_hash(CONVERTER, *key)}"
     if folder.is_dir():

@@ -44,16 +44,14 @@ class EvalConfig:
     max_words: int = 30  # longer texts are left out
     seed: int = 0
 
-    @classmethod
-    def load(cls, path: str | Path) -> "EvalConfig":
+    def __post_init__(self) -> None:
         from speechgpt.figures import read_figures
 
-        config = load_settings(cls, path)
-        try:
-            read_figures(config.figures)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return config
+        read_figures(self.figures)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EvalConfig":
+        return load_settings(cls, path)
 
 
 def main(argv: list[str]) -> int:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from speechgpt.cost_figures import size, turn_time
 from speechgpt.data.measurement import NotMeasuredError
+from speechgpt.data.settings import settings_from
 from speechgpt.held_out import Figure, FigureSettings, HeldOut
 from speechgpt.order_figures import noisy_orders, orders, spoken_answers
 from speechgpt.question_figures import questions
@@ -31,9 +32,10 @@ OF_CORPORA = ("noisy_orders", "sentences", "spoken_sentences", "resynthesis")  #
 
 def read_figures(given: Mapping[str, Any]) -> dict[str, FigureSettings]:
     """eval.yaml's `figures`, in the report's order. Raises ValueError for what they do not know."""
-    if unknown := sorted(set(given) - set(FIGURES)):
+    if unknown := sorted(map(str, set(given) - set(FIGURES))):
         raise ValueError(f"figures: unknown {', '.join(unknown)}; known: {', '.join(FIGURES)}")
-    wanted = {name: FigureSettings.read(name, given[name]) for name in FIGURES if name in given}
+    mappings = {name: {} if given[name] is None else given[name] for name in FIGURES if name in given}
+    wanted = settings_from(dict[str, FigureSettings], mappings, "figures")
     for name, settings in wanted.items():
         if settings.corpora and name not in OF_CORPORA:
             raise ValueError(f"figures: {name} takes no corpora; those that do: {', '.join(OF_CORPORA)}")

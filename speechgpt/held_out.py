@@ -33,21 +33,9 @@ class FigureSettings:
     corpora: tuple[str, ...] = ()  # names; empty: all that fit
     goal: float | None = None  # see the figure
 
-    @classmethod
-    def read(cls, name: str, given: Any) -> "FigureSettings":
-        """From eval.yaml's mapping; raises ValueError that names the setting."""
-        given = {} if given is None else given
-        if not isinstance(given, dict) or (unknown := sorted(set(given) - {"rows", "corpora", "goal"})):
-            found = ", ".join(unknown) if isinstance(given, dict) else repr(given)
-            raise ValueError(f"figures: {name}: found {found}; expected rows, corpora and goal")
-        rows, corpora, goal = given.get("rows", cls.rows), given.get("corpora", []), given.get("goal")
-        if type(rows) is not int or rows < 1:
-            raise ValueError(f"figures: {name}: rows is {rows!r}; expected a whole number from 1")
-        if not isinstance(corpora, list) or not all(isinstance(c, str) for c in corpora):
-            raise ValueError(f"figures: {name}: corpora is {corpora!r}; expected a list of names")
-        if goal is not None and type(goal) not in (int, float):
-            raise ValueError(f"figures: {name}: goal is {goal!r}; expected a number")
-        return cls(rows, tuple(corpora), goal)
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; expected a whole number from 1")
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from speechgpt import __version__
 from speechgpt.data.files import read_json, write_json
+from speechgpt.data.hashes import file_hash
 from speechgpt.data.hub import ADAPTER, LLAMA, model_folder
 from speechgpt.llama_config import checked_config
 from speechgpt.lora_files import CONFIG_FILE, TABLES, Lora, base_of, is_adapter
 from speechgpt.model import DTYPES, whole_folder
-from speechgpt.units.settings import file_hash
 from speechgpt.units.weight_files import read_tensors
 from speechgpt.vocabulary import VOCABULARY_FILE, Vocabulary, holds_vocabulary
 

@@ -46,16 +46,17 @@ class LlamaSettings:
     dtype: str = "float32"  # of the written weights
     seed: int = 1
 
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile is {self.profile!r}; expected {' or '.join(PROFILES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.heads < 1 or self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is no multiple of heads {self.heads}")
+
     @classmethod
     def load(cls, path: str | Path) -> "LlamaSettings":
-        settings = load_settings(cls, path)
-        if settings.profile not in PROFILES:
-            raise ValueError(f"{path}: profile is {settings.profile!r}; expected {' or '.join(PROFILES)}")
-        if settings.dtype not in DTYPES:
-            raise ValueError(f"{path}: dtype is {settings.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if settings.hidden % settings.heads:
-            raise ValueError(f"{path}: hidden {settings.hidden} is no multiple of heads {settings.heads}")
-        return settings
+        return load_settings(cls, path)
 
 
 def new_llama(settings: LlamaSettings, vocabulary: Vocabulary) -> "LlamaForCausalLM":

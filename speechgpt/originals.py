@@ -10,6 +10,7 @@ from typing import Any
 
 from speechgpt.data.checkpoint_fields import describe
 from speechgpt.data.files import read_json, write_json
+from speechgpt.data.hashes import file_hash
 from speechgpt.data.inert import is_safetensors, read_inert
 
 CONVERTER = 1  # goes up when the same file would be converted to something else
@@ -32,8 +33,6 @@ class Original:
 
     def source(self) -> dict[str, str]:
         """What provenance says of it: a name without folders of this machine, and the sha256 of now."""
-        from speechgpt.units.settings import file_hash
-
         return {"file": self.path.name, "sha256": file_hash(self.path)}
 
 
@@ -185,8 +184,6 @@ def cache_folder() -> Path:
 
 def source_hash(path: Path) -> str:
     """sha256 of a file; that of a large one is remembered by its path, size and modification time."""
-    from speechgpt.units.settings import file_hash
-
     status = path.stat()
     if status.st_size < HASH_CHECKED:
         return file_hash(path)

@@ -11,14 +11,16 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from speechgpt.data.files import read_json, write_json
 from speechgpt.data.published import PREFIX
-from speechgpt.data.settings import load_settings
+from speechgpt.data.settings import load_settings, settings_from
 
 STAGES = (1, 2, 3)
+# A run is known by its settings as they are written, so that 1 stays another number than 1.0.
+Number = int | float
 SMALL_FILE = 256 << 20  # bytes: larger files are hashed at samples, or a 7B start would read 13 GB
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 # Settings of the trainer that change what is shown or kept, not what is learned.
@@ -66,29 +68,22 @@ class StageConfig:
     packed: bool = False  # rows end to end in packs of batch_tokens, each attending to itself; false: padded
     compiled: bool = False  # decoder layers by torch.compile, on CUDA and without fsdp; wants packed
     max_bad: int = 0  # rejected rows that are tolerated
-    max_minutes: float = 0.0  # wall-clock time that the schedule must fit, whatever the steps; 0: no limit
-    mix: float | None = None  # share of the training rows drawn from the --mix files; null: all of their rows
+    max_minutes: Number = 0.0  # wall-clock time that the schedule must fit, whatever the steps; 0: no limit
+    mix: Number | None = None  # share of the training rows drawn from the --mix files; null: all their rows
     repeat: dict = field(default_factory=dict)  # kind of row -> times in an epoch (0.5: every other)
-    unit_noise: float = 0.0  # share of the units heard (without loss) that are replaced at random in training
-    text_noise: float = (
-        0.0  # share of the text tokens, after heard units, that go wrong, without loss, in training
-    )
+    # In training, without loss:
+    unit_noise: Number = 0.0  # share of the units heard that are replaced at random
+    text_noise: Number = 0.0  # share of the text tokens, after heard units, that go wrong
     dev_rows: int = 2000  # at most so many rows measure the dev loss
     dtype: str = "float32"  # of the weights in memory; bfloat16 only makes sense for a frozen base (LoRA)
     lora: dict = field(default_factory=dict)  # fields of LoraSettings; empty: all weights are trained
     seed: int = 1
     trainer: dict = field(default_factory=dict)  # transformers.TrainingArguments; bf16, tf32: also "auto"
 
-    @classmethod
-    def load(cls, path: str | Path) -> "StageConfig":
-        config = load_settings(cls, path)
-        if config.prefix == "published":
-            config.prefix = PREFIX
-        config.check(path)
-        return config
-
-    def check(self, where: str | Path) -> None:
+    def __post_init__(self) -> None:
         """Raises one ValueError that lists everything that is wrong."""
+        if self.prefix == "published":
+            self.prefix = PREFIX
         wrong = []
         if self.stage not in STAGES:
             wrong.append(f"stage is {self.stage}; expected 1, 2 or 3")
@@ -105,19 +100,25 @@ class StageConfig:
                 wrong.append(f"{name} is {getattr(self, name)}; expected a share from 0 to below 1")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             wrong.append(f"dtype is {self.dtype!r}; expected float32, bfloat16 or float16")
-        known = [f.name for f in fields(LoraSettings)]
-        if unknown := sorted(set(self.lora) - set(known)):
-            wrong.append(f"unknown lora setting {', '.join(unknown)}; known: {', '.join(known)}")
+        try:
+            settings_from(LoraSettings, self.lora, "lora")
+        except ValueError as error:
+            wrong.append(str(error))
         for name in sorted(set(self.trainer) & set(RESERVED)):
             wrong.append(f"trainer.{name} is decided by {RESERVED[name]}")
-        if self.trainer.get("save_total_limit", 2) < 2:
+        limit = self.trainer.get("save_total_limit")
+        if isinstance(limit, int | float) and limit < 2:
             wrong.append("trainer.save_total_limit under 2: a kill while saving would leave none")
         if wrong:
-            raise ValueError(f"{where}: " + "; ".join(wrong))
+            raise ValueError("; ".join(wrong))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "StageConfig":
+        return load_settings(cls, path)
 
     @property
     def lora_settings(self) -> LoraSettings | None:
-        return LoraSettings(**self.lora) if self.lora else None
+        return settings_from(LoraSettings, self.lora, "lora") if self.lora else None
 
 
 def check_trainer_keys(given: dict, known: list[str], where: str | Path) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from speechgpt.data.rows import Utterance, read_manifest
+from speechgpt.data.settings import load_settings
 from speechgpt.units.codebook import Codebook, Provenance
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.extraction import Fetch, encode_rows
 from speechgpt.units.phones import phone_labels
 from speechgpt.units.prototypes import fit_prototypes
-from speechgpt.units.settings import load_settings
 
 # MiniBatchKMeans as fairseq's examples/hubert/simple_kmeans/learn_kmeans.py calls it.
 PUBLISHED_KMEANS = {

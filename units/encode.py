@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from speechgpt.data.files import write_json, write_jsonl
+from speechgpt.data.hashes import file_hash, text_hash
 from speechgpt.data.rows import UnitRow, Utterance, compact
 from speechgpt.units.dedup import deduplicate
 from speechgpt.units.extraction import OVERFLOWED, encode_rows
 from speechgpt.units.manifest_parts import count_rows, join_files, manifest_parts
 from speechgpt.units.precision import HALF
-from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.unit_encoder import UnitEncoder
 
 logger = logging.getLogger(__name__)

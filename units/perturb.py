@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE, read_audio, resample
 from speechgpt.data.files import atomic_path, read_jsonl, write_jsonl
+from speechgpt.data.hashes import text_hash
 from speechgpt.data.parallel import in_processes
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
 from speechgpt.data.synthesize import SAFE_ID, audio_path
 from speechgpt.units.augment import augment
 from speechgpt.units.cutting import cut_ends, cut_phones, retime_phones
 from speechgpt.units.perturb_config import PerturbConfig
-from speechgpt.units.settings import text_hash
 
 CHUNK = 64  # copies: what a kill can cost each job
 VERSION = 4  # of the way in which copies are made: another one makes all anew

@@ -1,13 +1,17 @@
 """What copies of recordings are to be like: perturb.yaml, checked as it is read."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from speechgpt.data.settings import load_settings
+from speechgpt.data.settings import load_settings, settings_from
 from speechgpt.units.augment import AugmentConfig
 from speechgpt.units.revoice import RevoiceConfig
 
 LIMITS = (0.5, 2.0)  # of speeds
+# Copies are known by their settings as they are written, so that 8 stays another number than 8.0.
+Number = int | float
+Range = Any  # [lowest, highest]; the class says itself what is none
 NOT_OF_SOUND = ("copies", "speed", "trim", "trim_quiet_db", "babble_share")  # settings done elsewhere
 
 
@@ -15,19 +19,19 @@ NOT_OF_SOUND = ("copies", "speed", "trim", "trim_quiet_db", "babble_share")  # s
 class PerturbConfig:
     """Chances are per copy; ranges are uniform, that of speeds over its logarithm. See `AugmentConfig`."""
 
-    copies: int | dict  # of each recording; or a number for each corpus, and corpora not named are left out
-    speed: tuple | list = (0.85, 1.18)  # 1.1 is 10 % faster and higher, formants too
-    equalizer_chance: float = 0.0
-    equalizer_db: float = 8.0
-    band_chance: float = 0.0
-    telephone_chance: float = 0.0
-    noise_chance: float = 0.0
-    snr_db: tuple | list = (5.0, 30.0)
-    reverb_chance: float = 0.0
-    reverb_seconds: tuple | list = (0.1, 0.4)
-    reverb_direct_db: tuple | list = (3.0, 15.0)
-    gain_db: tuple | list = (0.0, 0.0)  # peak level; [0, 0]: left as it is
-    babble_share: float = 0.0  # of the noisy copies: other recordings; the rest: white to brown noise
+    copies: int | dict[str, int]  # of each recording; or for each corpus, and those not named are left out
+    speed: Range = (0.85, 1.18)  # 1.1 is 10 % faster and higher, formants too
+    equalizer_chance: Number = 0.0
+    equalizer_db: Number = 8.0
+    band_chance: Number = 0.0
+    telephone_chance: Number = 0.0
+    noise_chance: Number = 0.0
+    snr_db: Range = (5.0, 30.0)
+    reverb_chance: Number = 0.0
+    reverb_seconds: Range = (0.1, 0.4)
+    reverb_direct_db: Range = (3.0, 15.0)
+    gain_db: Range = (0.0, 0.0)  # peak level; [0, 0]: left as it is
+    babble_share: Number = 0.0  # of the noisy copies: other recordings; the rest: white to brown noise
     trim: dict = field(default_factory=dict)  # corpus: the largest share that a copy loses at each end
     trim_quiet_db: dict = field(default_factory=dict)  # corpus: [least, most], see `cutting.cut_ends`
     revoice: dict = field(default_factory=dict)  # `RevoiceConfig`
@@ -45,10 +49,7 @@ class PerturbConfig:
             raise ValueError(f"trim is {self.trim!r}; expected shares from 0 to less than 0.5 by corpus")
         if not all(_is_range(value) and value[0] > 0 for value in self.trim_quiet_db.values()):
             raise ValueError(f"trim_quiet_db is {self.trim_quiet_db!r}; expected [least, most] by corpus")
-        known = {f.name for f in fields(RevoiceConfig)}
-        if unknown := sorted(self.revoice.keys() - known):
-            raise ValueError(f"revoice has {', '.join(unknown)}; expected {', '.join(sorted(known))}")
-        RevoiceConfig(**self.revoice)
+        settings_from(RevoiceConfig, self.revoice, "revoice")
         if not 0 < self.reverb_seconds[0]:
             raise ValueError(f"reverb_seconds is {self.reverb_seconds!r}; expected numbers above 0")
 
@@ -64,7 +65,7 @@ class PerturbConfig:
         """Where other recordings babble there is no other noise; in all, `noise_chance` are noisy."""
         given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         given = {k: v for k, v in given.items() if k not in NOT_OF_SOUND}
-        given["revoice"] = RevoiceConfig(**self.revoice)
+        given["revoice"] = settings_from(RevoiceConfig, self.revoice)
         share = self.babble_share if others else 0.0
         silent = 1 - self.noise_chance * share  # the chance that nobody babbles
         left = self.noise_chance * (1 - share) / silent if silent and not babbling else 0.0

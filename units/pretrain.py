@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from speechgpt.data.files import read_json
+from speechgpt.data.hashes import file_hash, text_hash
 from speechgpt.units.devices import choose_device
 from speechgpt.units.encoder import Encoder
 from speechgpt.units.pretrain_config import WATCHING, PretrainConfig
 from speechgpt.units.pretrain_run import Pretraining
 from speechgpt.units.processes import World
-from speechgpt.units.settings import file_hash, text_hash
 from speechgpt.units.unit_encoder import UnitEncoder
 
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from speechgpt.data.settings import load_settings
 from speechgpt.units.augment import AugmentConfig
 from speechgpt.units.labels import Target
 from speechgpt.units.masked_prediction import HeadConfig, MaskingConfig
-from speechgpt.units.settings import load_settings
 
 # HuBERT base (Hsu et al. 2021, section IV and fairseq's hubert_base_librispeech.yaml).
 PUBLISHED_BETAS, PUBLISHED_EPS, PUBLISHED_WEIGHT_DECAY = (0.9, 0.98), 1e-6, 0.01
@@ -77,7 +77,7 @@ class PretrainConfig:
     targets: list[Target]
     training: TrainingConfig
     normalize: bool = False  # the waveform is brought to mean 0 and variance 1 first
-    sampling: dict[str, float] = field(default_factory=dict)  # corpus: weight; empty: by hours
+    sampling: dict[str, int | float] = field(default_factory=dict)  # corpus: weight; empty: by hours
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -36,7 +36,7 @@ class RevoiceConfig:
         for name in ("tract", "pitch"):
             value = getattr(self, name)
             if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(f"revoice.{name}: {value}, expected [lowest, highest]")
+                raise ValueError(f"{name}: {value}, expected [lowest, highest]")
 
 
 def revoice(waveforms: Tensor, config: RevoiceConfig, generator: torch.Generator, rate: int) -> Tensor:

@@ -16,13 +16,13 @@ import numpy as np
 
 from speechgpt.data.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from speechgpt.data.draws import matches, pick_weighted
+from speechgpt.data.hashes import text_hash
 from speechgpt.data.parallel import in_processes
 from speechgpt.data.rejects import Rejects
 from speechgpt.data.rows import UnitRow, Utterance, read_manifest, read_units, write_units
 from speechgpt.data.settings import load_settings
 from speechgpt.units.dedup import deduplicate, expand
 from speechgpt.units.phones import frame_centres
-from speechgpt.units.settings import text_hash
 
 CHUNK = 500  # sentences that a process takes at a time
 CONTEXT = 3  # phones by which a run is looked up; from there on it is followed in its recording

@@ -25,7 +25,7 @@ class DataConfig:
     loud_share: float = 0.5  # the RMS is taken over the loudest share of 20 ms blocks: pauses do not count
     splits: list[str] = field(default_factory=lambda: ["train"])
     speakers: list[str] = field(default_factory=list)  # only these speakers; empty: all
-    weights: dict[str, float] = field(
+    weights: dict[str, int | float] = field(
         default_factory=dict
     )  # by speaker, else by corpus: how often it is drawn
     exclude: list[str] = field(default_factory=list)  # patterns of CORPUS/ID of rows to leave out
@@ -33,7 +33,7 @@ class DataConfig:
 
     def __post_init__(self):
         if not 0 < self.loud_share <= 1:
-            raise ValueError(f"data: loud_share is {self.loud_share}, expected a number in (0, 1]")
+            raise ValueError(f"loud_share is {self.loud_share}, expected a number in (0, 1]")
 
 
 def normalise_loudness(waveform: np.ndarray, sample_rate: int, config: DataConfig) -> np.ndarray:

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from speechgpt.units.settings import load_settings, settings_hash
+from speechgpt.data.hashes import settings_hash
+from speechgpt.data.settings import load_settings
 from speechgpt.vocoder.discriminators import DiscriminatorConfig
 from speechgpt.vocoder.generator import VocoderConfig
 from speechgpt.vocoder.losses import LossWeights

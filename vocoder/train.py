@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from speechgpt.data.files import atomic_path, read_json, write_json
+from speechgpt.data.hashes import file_hash
 from speechgpt.units.devices import choose_device, on_device
 from speechgpt.units.processes import World
-from speechgpt.units.settings import file_hash
 from speechgpt.vocoder.check import measure
 from speechgpt.vocoder.discriminators import build_discriminators
 from speechgpt.vocoder.generator import UnitVocoder, VocoderConfig

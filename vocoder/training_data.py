@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from speechgpt.data.hashes import file_hash
 from speechgpt.units.codebook import Codebook
-from speechgpt.units.settings import file_hash
 from speechgpt.vocoder.generator import VocoderConfig
 from speechgpt.vocoder.pool import Pool, load_rows, read_rows
 from speechgpt.vocoder.settings import TrainConfig

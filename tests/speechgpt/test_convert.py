@@ -333,7 +333,7 @@ def test_hashes_of_large_files_are_remembered(tmp_path, cache, monkeypatch):
     path = tmp_path / "x"
     path.write_bytes(bytes(100))
     first = source_hash(path)
-    monkeypatch.setattr("speechgpt.units.settings.file_hash", lambda path: "computed again")
+    monkeypatch.setattr("speechgpt.originals.file_hash", lambda path: "computed again")
     assert source_hash(path) == first
     path.write_bytes(bytes(101))
     assert source_hash(path) == "computed again"

@@ -191,10 +191,13 @@ def test_too_few_voices_are_no_babble(tmp_path, make_tone, monkeypatch):
     ("given", "message"),
     [
         ("{order: {}}", "unknown order; known: orders, noisy_orders"),
-        ("{orders: {row: 3}}", "orders: found row; expected rows, corpora and goal"),
-        ("{orders: {rows: 0}}", "rows is 0; expected a whole number from 1"),
-        ("{orders: {goal: high}}", "goal is 'high'; expected a number"),
-        ("{sentences: {corpora: kathleen}}", "corpora is 'kathleen'; expected a list"),
+        (
+            "{orders: {row: 3}}",
+            "unknown setting figures.orders.row; known in figures.orders: rows, corpora, goal",
+        ),
+        ("{orders: {rows: 0}}", "figures.orders: rows is 0; expected a whole number from 1"),
+        ("{orders: {goal: high}}", "figures.orders.goal: expected float, found 'high'"),
+        ("{sentences: {corpora: kathleen}}", "corpora: expected a list of str, found 'kathleen'"),
         ("{orders: {corpora: [coffee]}}", "orders takes no corpora; those that do: noisy_orders, sentences"),
     ],
 )

@@ -319,7 +319,7 @@ def test_the_presets_load_and_name_real_trainer_settings(preset, stage, tmp_path
     [
         ({"steps": 3}, "unknown setting steps; known: stage, max_length"),
         ({"stage": 4}, "stage is 4; expected 1, 2 or 3"),
-        ({"lora": {"rank": 3}}, "unknown lora setting rank; known: r, alpha"),
+        ({"lora": {"rank": 3}}, "unknown setting lora.rank; known in lora: r, alpha"),
         ({"trainer": {"output_dir": "x"}}, "trainer.output_dir is decided by --out"),
         ({"trainer": {"learning_rat": 1}}, "unknown setting trainer.learning_rat; near names: learning_rate"),
         ({"trainer": {"save_total_limit": 1}}, "save_total_limit under 2"),

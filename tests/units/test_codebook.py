@@ -97,7 +97,7 @@ def test_command_and_its_config(corpus, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "k.safetensors"), "--device", "cpu"]) == 0
     assert Codebook.load(tmp_path / "k.safetensors").size == 4
     config.write_text("k: 4\nlayers: 2\n")
-    with pytest.raises(ValueError, match="unknown setting layers; known here: k, .*missing setting layer"):
+    with pytest.raises(ValueError, match="unknown setting layers; known: k, .*missing setting layer"):
         CodebookConfig.load(config)
 
 

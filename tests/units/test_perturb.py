@@ -164,7 +164,7 @@ def test_command_and_its_refusals(manifest, tmp_path, capsys):
     assert "2 rows" in capsys.readouterr().out
     for text, message in (
         ("copies: 1\nspeeds: [1, 1]\n", "perturb.yaml: unknown setting speeds; known: copies, speed"),
-        ("copies: {a: many}\n", "perturb.yaml: copies is {'a': 'many'}"),
+        ("copies: {a: many}\n", "perturb.yaml: copies.a: expected int, found 'many'"),
         ("copies: 1\nspeed: [1.1, 0.9]\n", r"perturb.yaml: speed is \[1.1, 0.9\]; expected \[lowest"),
         ("copies: 1\nspeed: [0.1, 0.9]\n", "perturb.yaml: speed is .* from 0.5 to 2.0"),
         ("speed: [0.9, 1.1]\n", "missing setting copies"),
