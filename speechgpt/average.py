@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from speechgpt.data.files import read_json
+from speechgpt.data.files import read_json, write_json
+from speechgpt.data.hashes import text_hash
 from speechgpt.data.hub import LLAMA, model_folder, named_path
 from speechgpt.model import DTYPES, check_replaceable, load_trained, save_llama
 
@@ -56,6 +57,12 @@ def _once(tensors: dict[str, torch.Tensor]) -> list[str]:
     return list({tensor.data_ptr(): name for name, tensor in tensors.items()}.values())
 
 
+def _identities(folders: Sequence[Path]) -> list[str]:
+    """What names each run, for the models that it makes to name theirs; empty where one has none."""
+    runs = [folder / "done.json" for folder in folders]
+    return [read_json(run)["identity"] for run in runs] if all(run.is_file() for run in runs) else []
+
+
 def main(argv: list[str]) -> int:
     """`speechgpt average`"""
     parser = argparse.ArgumentParser(prog="speechgpt average", description=__doc__.split("\n\n")[0])
@@ -73,5 +80,7 @@ def main(argv: list[str]) -> int:
     described = read_json(folders[0] / "config.json")
     stored = described.get("dtype") or described.get("torch_dtype") or "float32"
     save_llama(model.to(DTYPES[args.dtype or stored]), vocabulary, args.out)
+    if identities := _identities(folders):
+        write_json(args.out / "done.json", {"identity": text_hash(*identities), "mean_of": identities})
     print(f"{args.out}: the mean of {len(folders)} models")
     return 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from speechgpt.average import average_models, main
+from speechgpt.data.files import read_json, write_json
 from speechgpt.model import LlamaSettings, load_trained, new_llama, save_llama
 from speechgpt.text_tokenizer import train_tokenizer
 from speechgpt.vocabulary import Vocabulary
@@ -54,6 +55,22 @@ def test_the_mean_of_one_is_itself_and_its_numbers_are_stored_as_they_were(tmp_p
     assert stored == mean
     assert main([str(tmp_path / "half"), "--out", str(tmp_path / "mean"), "--dtype", "float32"]) == 0
     assert (tmp_path / "mean" / "model.safetensors").stat().st_size > 1.8 * len(stored)
+
+
+def test_the_mean_of_runs_is_named_after_them(tmp_path, tokenizers):
+    for seed, name in enumerate("ab"):
+        model(tmp_path / name, tokenizers, seed)
+    both = [str(tmp_path / "a"), str(tmp_path / "b")]
+    write_json(tmp_path / "a" / "done.json", {"identity": "first"})
+    assert main([*both, "--out", str(tmp_path / "mean")]) == 0
+    assert not (tmp_path / "mean" / "done.json").exists()  # the other is no run's
+    write_json(tmp_path / "b" / "done.json", {"identity": "second"})
+    named = {}
+    for order in (both, both[::-1]):
+        assert main([*order, "--out", str(tmp_path / "mean")]) == 0
+        done = read_json(tmp_path / "mean" / "done.json")
+        named[done["identity"]] = done["mean_of"]
+    assert sorted(named.values()) == [["first", "second"], ["second", "first"]]
 
 
 @pytest.mark.parametrize(
