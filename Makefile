@@ -56,7 +56,7 @@ FOLDS := $(if $(REFINE),$(wildcard $(CONFIG)/folds.yaml))
 FOLD := $(if $(FOLDS),$(shell seq 0 $$(($$(sed -n 's/^folds: *\([0-9]*\).*/\1/p' $(FOLDS)) - 1))))# 0 1 ...
 LM_UNITS := $(if $(FOLDS),$(U)/lm-units.jsonl,$(UNITS))
 # A preset may train all weights of the language model more, on the rows of stages 2 and 3 together (round.yaml): so many
-# rounds, each from the last and in an order of its own. The mean of what they end with, but the first, is the model.
+# rounds, each from the last and in an order of its own. The mean of what they end with is the model.
 ROUNDS := 1 2 3
 ROUND := $(wildcard $(CONFIG)/round.yaml)
 LLM := $(if $(ROUND),$(U)/round,$(U)/llm)
@@ -334,7 +334,7 @@ $(foreach n,2 3,$(eval $(U)/round-$n/done.json: BEFORE = $(U)/round-$(word $n,0 
 $(ROUNDS:%=$(U)/round-%/done.json): $(U)/round-%/done.json: $(U)/round-%.yaml $(U)/llm/config.json $(U)/chain.jsonl $(TYPED) $(U)/instruct.jsonl
 	$(HIDE)$(LAUNCH) train --config $< --model $(BEFORE) --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
 $(U)/round/config.json: $(ROUNDS:%=$(U)/round-%/done.json)
-	$(SPEECHGPT) average $(patsubst %,$(U)/round-%,$(filter-out 1,$(ROUNDS))) --out $(@D)
+	$(SPEECHGPT) average $(ROUNDS:%=$(U)/round-%) --out $(@D)
 # A LLaMA that starts from fresh weights first sees text in stage 1.
 BASE = $(or $(LLAMA),$(shell sed -n 's/^base: *//p' $(CONFIG)/llama.yaml))
 STAGE1_TEXT = $(if $(BASE),,--mix $(DATA)/manifest.jsonl $(CHAT) $(PROSE_TEXT))

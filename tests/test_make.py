@@ -216,7 +216,8 @@ def test_mini_hears_no_disturbed_copies_and_trains_its_encoder_three_times_and_o
         assert line.endswith(f"--mix {rows}/instruct.jsonl --out {rows}/round-{number}")
         config = f"work/mini/all/config/round.yaml > {rows}/round-{number}.yaml"
         assert f"mkdir -p {rows}; sed 's/^seed:.*/seed: {number}/' {config}" in plan
-    assert f"speechgpt average {rows}/round-2 {rows}/round-3 --out {rows}/round" in plan
+    three = " ".join(f"{rows}/round-{number}" for number in (1, 2, 3))
+    assert f"speechgpt average {three} --out {rows}/round" in plan
     assert any("assemble" in line and f"--llm {rows}/round " in line for line in later)
     stage3 = next(line for line in plan if "stage3.yaml --model" in line)
     assert "km256/chain.jsonl work/mini/all/km256/chain-typed.jsonl --mix" in stage3
