@@ -127,7 +127,7 @@ bench: | $(SETUP) $(if $(filter cuda,$(DEVICE)),,$(PARITY_SETUP)) ## speeds besi
 # one. With one GPU the encoder takes four times the steps where four would train it, and the vocoder hears half as
 # much. MODEL_CARD.md says how the shipped weights came about.
 BY_FOUR = $(if $(filter 4,$(GPUS)),TORCHRUN="torchrun --nproc_per_node 4",PRETRAIN_OPTIONS="--steps $1" TORCHRUN=)
-mini: ## train the shipped model from scratch and measure it: SPEECH=folder, and GPUS=4 where there are so many
+mini: ## train the shipped model from scratch and measure it: SPEECH=folder, BOOKS=folder, and GPUS=4 where there are so many
 	$(MAKE) --no-print-directory encoder PRESET=mini $(call BY_FOUR,28000)
 	$(MAKE) --no-print-directory refined PRESET=mini TORCHRUN=
 	$(MAKE) --no-print-directory codebook PRESET=mini $(call BY_FOUR,24960)
@@ -329,8 +329,8 @@ $(U)/llm/config.json: $(U)/stage3/done.json
 $(U)/round-%.yaml: $(C)/config/round.yaml
 	@mkdir -p $(@D); sed 's/^seed:.*/seed: $*/' $< > $@
 $(U)/round-1/done.json: BEFORE = $(U)/llm
-$(foreach n,2 3,$(eval $(U)/round-$n/done.json: BEFORE = $(U)/round-$(word $n,0 1 2))\
-  $(eval $(U)/round-$n/done.json: $(U)/round-$(word $n,0 1 2)/done.json))
+$(foreach n,$(filter-out 1,$(ROUNDS)),$(eval $(U)/round-$n/done.json: BEFORE = $(U)/round-$(word $n,0 $(ROUNDS)))\
+  $(eval $(U)/round-$n/done.json: $(U)/round-$(word $n,0 $(ROUNDS))/done.json))
 $(ROUNDS:%=$(U)/round-%/done.json): $(U)/round-%/done.json: $(U)/round-%.yaml $(U)/llm/config.json $(U)/chain.jsonl $(TYPED) $(U)/instruct.jsonl
 	$(HIDE)$(LAUNCH) train --config $< --model $(BEFORE) --data $(U)/chain.jsonl $(TYPED) --mix $(U)/instruct.jsonl --out $(@D)
 $(U)/round/config.json: $(ROUNDS:%=$(U)/round-%/done.json)

@@ -53,10 +53,6 @@ class FoldsConfig:
                 "leave_out, heard_by_all, added: expected lists of patterns (leave_out: a list a fold)"
             )
 
-    @classmethod
-    def load(cls, path: str | Path) -> "FoldsConfig":
-        return load_settings(cls, path)
-
     def fold(self, row: Utterance) -> int | None:
         """The fold that leaves `row` out, 0 to `folds` - 1; None where no encoder does.
 
@@ -136,6 +132,6 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of heard-N.jsonl and unheard-N.jsonl")
     args = parser.parse_args(argv)
-    for line in write_folds(FoldsConfig.load(args.config), args.heard, args.manifest, args.out):
+    for line in write_folds(load_settings(FoldsConfig, args.config), args.heard, args.manifest, args.out):
         print(line)
     return 0

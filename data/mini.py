@@ -80,10 +80,6 @@ class MiniConfig:
         for selection in (*self.voices_train, *self.voices_dev, *self.voices_test, self.answer_voice):
             resolve(selection)
 
-    @classmethod
-    def load(cls, path: str | Path) -> "MiniConfig":
-        return load_settings(cls, path)
-
 
 class Casting:
     """Gives every sentence a voice of its split; no voice is in two splits."""
@@ -283,7 +279,7 @@ def main(argv: list[str]) -> int:
         "data.noun, data.verb ..., or folders of them"
     )  # fmt: skip
     args = parser.parse_args(argv)
-    config = MiniConfig.load(args.config)
+    config = load_settings(MiniConfig, args.config)
     counts = build(config, args.out, read_recordings(args.speech), args.prose)
     for name, count in counts.items():
         print(f"{args.out / name}: {count} rows")

@@ -14,7 +14,7 @@ import torch
 from speechgpt.data.files import read_json, write_json
 from speechgpt.data.hashes import text_hash
 from speechgpt.data.hub import LLAMA, model_folder, named_path
-from speechgpt.model import DTYPES, check_replaceable, load_trained, save_llama
+from speechgpt.model import DTYPES, check_replaceable, load_trained, save_llama, stored_dtype
 
 # In config.json: how a model is stored and trained, not what its weights mean.
 MAY_DIFFER = {
@@ -77,9 +77,7 @@ def main(argv: list[str]) -> int:
     folders = [model_folder(path, LLAMA) for path in args.models]
     check_replaceable(args.out)
     model, vocabulary = average_models(folders)
-    described = read_json(folders[0] / "config.json")
-    stored = described.get("dtype") or described.get("torch_dtype") or "float32"
-    save_llama(model.to(DTYPES[args.dtype or stored]), vocabulary, args.out)
+    save_llama(model.to(DTYPES[args.dtype or stored_dtype(folders[0])]), vocabulary, args.out)
     if identities := _identities(folders):
         write_json(args.out / "done.json", {"identity": text_hash(*identities), "mean_of": identities})
     print(f"{args.out}: the mean of {len(folders)} models")

@@ -100,6 +100,12 @@ def load_llama(folder: str | Path, dtype: str | torch.dtype = "float32") -> "Lla
     return LlamaForCausalLM.from_pretrained(folder, dtype=wanted, local_files_only=True)
 
 
+def stored_dtype(folder: Path) -> str:
+    """Of a model's weights, by its config.json, where transformers below 5 call it torch_dtype."""
+    described = read_json(folder / "config.json")
+    return described.get("dtype") or described.get("torch_dtype") or "float32"
+
+
 def load_trained(folder: str | Path, dtype: str | torch.dtype = "float32", lora: str | Path | None = None):
     """(model, vocabulary) of a folder of ours or a published one; with `lora`, that adapter merged in.
 
@@ -293,8 +299,6 @@ def merge_main(argv: list[str]) -> int:
         raise FileNotFoundError(f"{args.base}/config.json is missing: {args.base} is no model folder")
     check_replaceable(args.out)
     model, vocabulary = load_trained(args.base, lora=adapter)
-    described = read_json(args.base / "config.json")
-    stored = described.get("dtype") or described.get("torch_dtype") or "float32"
-    save_llama(model.to(DTYPES[args.dtype or stored]), vocabulary, args.out)
+    save_llama(model.to(DTYPES[args.dtype or stored_dtype(args.base)]), vocabulary, args.out)
     print(f"{args.out}: {args.adapter} merged into {args.base}, rank {read_json(config).get('r')}")
     return 0

@@ -26,6 +26,7 @@ from speechgpt.data.files import atomic_path, read_jsonl, write_jsonl
 from speechgpt.data.hashes import text_hash
 from speechgpt.data.parallel import in_processes
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
+from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import SAFE_ID, audio_path
 from speechgpt.units.augment import augment
 from speechgpt.units.cutting import cut_ends, cut_phones, retime_phones
@@ -225,6 +226,6 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.jobs < 0:
         raise ValueError(f"--jobs {args.jobs}: expected 0 or more")
-    count = perturb(args.manifest, args.out, PerturbConfig.load(args.config), args.seed, args.jobs)
+    count = perturb(args.manifest, args.out, load_settings(PerturbConfig, args.config), args.seed, args.jobs)
     print(f"{args.out / 'manifest.jsonl'}: {count} rows")
     return 0

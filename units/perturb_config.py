@@ -1,10 +1,8 @@
 """What copies of recordings are to be like: perturb.yaml, checked as it is read."""
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from speechgpt.data.settings import load_settings, settings_from
 from speechgpt.units.augment import AugmentConfig
 from speechgpt.units.revoice import RevoiceConfig
 
@@ -34,7 +32,7 @@ class PerturbConfig:
     babble_share: Number = 0.0  # of the noisy copies: other recordings; the rest: white to brown noise
     trim: dict = field(default_factory=dict)  # corpus: the largest share that a copy loses at each end
     trim_quiet_db: dict = field(default_factory=dict)  # corpus: [least, most], see `cutting.cut_ends`
-    revoice: dict = field(default_factory=dict)  # `RevoiceConfig`
+    revoice: RevoiceConfig = field(default_factory=RevoiceConfig)
 
     def __post_init__(self) -> None:
         counts = self.copies.values() if isinstance(self.copies, dict) else [self.copies]
@@ -49,13 +47,8 @@ class PerturbConfig:
             raise ValueError(f"trim is {self.trim!r}; expected shares from 0 to less than 0.5 by corpus")
         if not all(_is_range(value) and value[0] > 0 for value in self.trim_quiet_db.values()):
             raise ValueError(f"trim_quiet_db is {self.trim_quiet_db!r}; expected [least, most] by corpus")
-        settings_from(RevoiceConfig, self.revoice, "revoice")
         if not 0 < self.reverb_seconds[0]:
             raise ValueError(f"reverb_seconds is {self.reverb_seconds!r}; expected numbers above 0")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "PerturbConfig":
-        return load_settings(cls, path)
 
     def count(self, corpus: str) -> int:
         """Copies of each recording of a corpus."""
@@ -63,9 +56,8 @@ class PerturbConfig:
 
     def sound(self, babbling: bool = False, others: bool = False) -> AugmentConfig:
         """Where other recordings babble there is no other noise; in all, `noise_chance` are noisy."""
-        given = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        given = {k: v for k, v in given.items() if k not in NOT_OF_SOUND}
-        given["revoice"] = settings_from(RevoiceConfig, self.revoice)
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_OF_SOUND}
+        given = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
         share = self.babble_share if others else 0.0
         silent = 1 - self.noise_chance * share  # the chance that nobody babbles
         left = self.noise_chance * (1 - share) / silent if silent and not babbling else 0.0

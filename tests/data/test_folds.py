@@ -7,6 +7,7 @@ from speechgpt.data.draws import matches
 from speechgpt.data.folds import FoldsConfig, heard, main, unheard
 from speechgpt.data.mini import MiniConfig
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
+from speechgpt.data.settings import load_settings
 from speechgpt.data.splits import text_key
 from speechgpt.data.voices import resolve
 
@@ -175,11 +176,11 @@ def test_of_a_corpus_with_a_share_so_many_unheard_rows_are_taken_and_all_are_hea
 
 
 def test_the_folds_of_mini_part_its_voices_and_name_every_one():
-    config = FoldsConfig.load(PRESETS / "mini" / "folds.yaml")
+    config = load_settings(FoldsConfig, PRESETS / "mini" / "folds.yaml")
     voices = resolve(
         [
             name
-            for names in MiniConfig.load(PRESETS / "mini" / "corpus.yaml").voices_train
+            for names in load_settings(MiniConfig, PRESETS / "mini" / "corpus.yaml").voices_train
             for name in names.split(",")
         ]
     )

@@ -20,6 +20,7 @@ from speechgpt.data.questions import UNKNOWN_ANSWER, all_sums, orders, smalltalk
 from speechgpt.data.rare_words import prose_words
 from speechgpt.data.rows import UnitRow, Utterance, write_manifest, write_units
 from speechgpt.data.sentences import TEXT, SentenceMaker
+from speechgpt.data.settings import load_settings
 from speechgpt.data.smalltalk_files import (
     MAX_ANSWER_WORDS,
     read_more_wordings,
@@ -271,7 +272,7 @@ def test_held_out_prose_is_nowhere_in_train_and_train_stays_as_it_is(config_file
     (tmp_path / "book.txt").write_text("\n\n".join([*book, "Whose lamp is this?", "We saw it."]) + "\n")
     settings = yaml.safe_load(config_file.read_text()) | {"prose_word_times": 1, "prose": 16}
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(settings | {"held_out_prose": 5, "prose_text": 2}))
-    config = MiniConfig.load(tmp_path / "corpus.yaml")
+    config = load_settings(MiniConfig, tmp_path / "corpus.yaml")
     files = read_prose([tmp_path])
     pieces = prose_pieces(files, config.seed)
     chosen = choose_pieces(pieces, 18, [], 1, HeldOut([]), config.seed)
@@ -597,7 +598,7 @@ def test_bad_configs_are_named(tmp_path, config_file):
 
 
 def test_the_preset_loads_and_speaks_about_three_hundred_thousand():
-    config = MiniConfig.load(PRESETS / "mini" / "corpus.yaml")
+    config = load_settings(MiniConfig, PRESETS / "mini" / "corpus.yaml")
     numbers = asdict(config)
     kinds = ("sentences", "word_lists", "words", "digit_strings", "numbers", "orders", "digits", "sums")
     kinds += ("repeats", "smalltalk", "unknown", "unknown_sentences", "recorded_texts", "unknown_made")

@@ -119,5 +119,5 @@ def test_a_whole_number_stays_one_where_a_finished_run_is_known_by_it(tmp_path):
     stage = StageConfig.load(path)
     assert repr((stage.max_minutes, stage.mix, stage.text_noise)) == "(90, 0, 0.0)"
     path.write_text("copies: 1\nequalizer_db: 8\nsnr_db: [2, 26]\n")
-    copies = PerturbConfig.load(path)
+    copies = load_settings(PerturbConfig, path)
     assert repr((copies.equalizer_db, copies.snr_db, copies.noise_chance)) == "(8, [2, 26], 0.0)"

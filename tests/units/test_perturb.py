@@ -10,6 +10,7 @@ import soundfile
 
 from speechgpt.data.audio import SAMPLE_RATE, write_wav
 from speechgpt.data.rows import Utterance, read_manifest, write_manifest
+from speechgpt.data.settings import load_settings, settings_from
 from speechgpt.units import perturb as module
 from speechgpt.units.perturb import babble, file_name, main, perturb, perturb_waveform
 from speechgpt.units.perturb_config import PerturbConfig
@@ -175,7 +176,7 @@ def test_command_and_its_refusals(manifest, tmp_path, capsys):
 
 
 def test_the_preset_loads():
-    config = PerturbConfig.load(ROOT / "speechgpt" / "presets" / "mini" / "perturb.yaml")
+    config = load_settings(PerturbConfig, ROOT / "speechgpt" / "presets" / "mini" / "perturb.yaml")
     assert (config.count("coffee"), config.count("librispeech")) == (30, 0)
     assert config.sound().active
 
@@ -207,7 +208,7 @@ def test_settings_that_cannot_be_are_refused():
     quiet = [{"trim_quiet_db": {"a": value}} for value in (12, [20], [30, 10], [0, 10])]
     for wrong in ({"trim": {"a": 0.6}}, *quiet, {"revoice": {"loud": 1}}, {"revoice": {"chance": 3}}):
         with pytest.raises(ValueError, match="trim|revoice|chance"):
-            PerturbConfig({"a": 1}, **wrong)
+            settings_from(PerturbConfig, {"copies": 1} | wrong)
 
 
 @pytest.mark.parametrize("wrong", [12, [20], [30, 10], ["a", "b"], [1, 2, 3], [True, 2]])
