@@ -33,7 +33,7 @@ from speechgpt.data.rare_words import prose_words, rare_word_lists
 from speechgpt.data.sentences import SentenceMaker, digit_string
 from speechgpt.data.settings import load_settings
 from speechgpt.data.synthesize import Sentence
-from speechgpt.data.text_normal import number_words
+from speechgpt.data.text_normal import ONES, number_words
 from speechgpt.data.voices import resolve
 
 LONGEST_SENTENCE = 12  # words
@@ -74,6 +74,7 @@ class MiniConfig:
     sums_read: int = 0  # more sums, which nobody speaks: the table is learnt from text
     prose_again: int = 0  # pieces of the training prose that a second voice says too
     rare_word_sayings: int = 0  # as often, at least, is each word of the prose said: lists of words see to it
+    single_digits: int = 0  # more of them: each training voice in turn says zero to nine
     rare_word_times: int = 3  # as often must the prose (with WordNet's definitions) say a word to be one
 
     def __post_init__(self) -> None:
@@ -94,7 +95,9 @@ class Casting:
                 ("test", config.voices_test),
             )
         }
-        pools = {split: {v for voices, _ in s for v in voices} for split, s in self.shares.items()}
+        self.pools = pools = {
+            split: {v for voices, _ in s for v in voices} for split, s in self.shares.items()
+        }
         for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
             if both := pools[a] & pools[b]:
                 raise ValueError(f"voices {', '.join(sorted(both))} are in {a} and in {b}")
@@ -131,6 +134,14 @@ def plain_sentences(config: MiniConfig, maker: SentenceMaker) -> Iterator[tuple[
         yield f"digits.{number:05d}", digit_string(rng), "train"
     for number in range(config.numbers):
         yield f"number.{number:05d}", number_words(rng.randint(0, 10 ** rng.randint(1, 6))), "train"
+
+
+def single_digits(config: MiniConfig, casting: Casting) -> Iterator[Sentence]:
+    """A corpus of their own, mini-digits: recordings of digits are cut short, and so are copies of these."""
+    voices = sorted(casting.pools["train"])
+    for number in range(config.single_digits):
+        voice = voices[number // 10 % len(voices)]
+        yield Sentence(f"single.{number:05d}", ONES[number % 10], voice, "train", "mini-digits")
 
 
 def spoken_again(config: MiniConfig, recordings: Recordings) -> Iterator[tuple[str, str, str]]:
@@ -245,6 +256,7 @@ def build(
         Sentence(i, text, casting.sentence_voice(i, split), split, "mini-sentences")
         for i, text, split in [*plain, *read_aloud]
     ]
+    spoken += single_digits(config, casting)
     asked = [
         Sentence(f"{r.id}.q", r.question, casting.voice(r.id, r.split), r.split, "mini-questions")
         for r in rows

@@ -14,7 +14,7 @@ from speechgpt.data.dialogue_rows import read_chain
 from speechgpt.data.english import Inflector, article
 from speechgpt.data.families import family_wordings
 from speechgpt.data.files import read_jsonl, write_jsonl
-from speechgpt.data.mini import MiniConfig, main, prose
+from speechgpt.data.mini import Casting, MiniConfig, main, prose, single_digits
 from speechgpt.data.prose import HeldOut, choose_pieces, prose_pieces, read_prose
 from speechgpt.data.questions import UNKNOWN_ANSWER, all_sums, orders, smalltalk, unknown
 from speechgpt.data.rare_words import prose_words
@@ -28,7 +28,7 @@ from speechgpt.data.smalltalk_files import (
     wording_splits,
 )
 from speechgpt.data.synthesize import read_sentences
-from speechgpt.data.text_normal import digit_words, normalise, number_words, ordinal_words
+from speechgpt.data.text_normal import ONES, digit_words, normalise, number_words, ordinal_words
 
 PRESETS = Path(__file__).parents[2] / "speechgpt" / "presets"
 LATTE = "coffeeDrink=latte; size=small"
@@ -609,6 +609,16 @@ def test_the_preset_loads_and_speaks_about_three_hundred_thousand():
     ours = prose_pieces(read_prose([PRESETS.parents[1] / "data" / "text" / "prose"]), config.seed)
     # all of ours, of WordNet 3.0 (42,037) and of six novels (66,012)
     assert 106_000 < config.prose - sum(map(len, ours.values())) < 108_050
+
+
+def test_each_training_voice_in_turn_says_the_digits():
+    config = load_settings(MiniConfig, PRESETS / "mini" / "corpus.yaml")
+    voices = Casting(config).pools["train"]
+    assert config.single_digits == 10 * len(voices)
+    rows = list(single_digits(config, Casting(config)))
+    assert {(row.voice, row.text) for row in rows} == {(v, d) for v in voices for d in ONES[:10]}
+    assert {(row.split, row.corpus) for row in rows} == {("train", "mini-digits")}
+    assert len({row.id for row in rows}) == len(rows)
 
 
 def test_wordings_of_a_family_are_taken_over_and_held_out_ones_never():

@@ -71,6 +71,13 @@ def test_it_loads_and_one_name_more_is_refused(path, tmp_path):
     assert str(error.value).startswith(f"{other}: unknown setting colour; known: ")
 
 
+@pytest.mark.parametrize("name", ["encoder", "refine", "voices", "fold-encoder"])
+def test_minis_encoders_hear_every_corpus_that_its_texts_make(name):
+    made = {f"mini-{part}" for part in ("sentences", "questions", "answers", "digits")}
+    sampling = PretrainConfig.load(PRESETS / "mini" / f"{name}.yaml").sampling
+    assert made <= sampling.keys() or "*" in sampling
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "refusal"),
     [
