@@ -167,7 +167,9 @@ def mini_turn(machine: Machine, quick: bool) -> Iterator[Measurement]:
     ways = [lambda: released(waveform), lambda: ours(model, waveform), lambda: ours(model, waveform, True)]
     rounds = [[asked(way) for way in ways] for _ in range(1 if quick else 9)][0 if quick else 2 :]
     whole, exact, fast = zip(*rounds, strict=True)
-    yield from _compared("a mini turn", median(whole), middle(exact), middle(fast), None, None)
+    times = model.generator.decoding.hearings
+    note = f"ours hears the question {times} times, the released way once" if times > 1 else None
+    yield from _compared("a mini turn", median(whole), middle(exact), middle(fast), None, note)
 
 
 def large_turn(machine: Machine, quick: bool) -> Iterator[Measurement]:
